@@ -11,9 +11,18 @@ pub mod admit;
 pub mod auth;
 pub mod build;
 pub mod create;
+pub mod delta;
 pub mod event;
+pub mod graph;
+pub mod membership;
+pub mod power;
+pub mod redact;
 pub mod signature;
 pub mod state;
+pub mod stripped;
+pub mod summary;
+pub mod timeline;
+pub mod visibility;
 
 pub use admit::{Facts, Needs, Step, Verdict, admit, admit_local};
 pub use build::{Context, Draft, Sealed, seal};

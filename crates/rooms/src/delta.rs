@@ -1,0 +1,102 @@
+//! What an admitted event changes: all that the caller persists besides the event. Not here:
+//! how it is stored.
+
+use std::collections::BTreeSet;
+
+use ruma::{
+    EventId, OwnedEventId, OwnedUserId, UserId,
+    events::{TimelineEventType, room::member::MembershipState},
+};
+use serde::Deserialize;
+
+use crate::{
+    admit::Verdict,
+    event::{Pdu, content_field},
+    graph::extremities_after,
+    membership, state,
+};
+
+/// The consequences of one event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delta {
+    /// The forward extremities from now on.
+    pub extremities: BTreeSet<OwnedEventId>,
+    /// The entry of the state after the event that is this event. Also set for soft-failed
+    /// events: the state after them counts in state resolution.
+    pub state_entry: Option<state::Key>,
+    /// Clients see the event.
+    pub visible: bool,
+    pub membership: Option<MembershipChange>,
+    /// The event this one wants to redact. Whether it takes effect is for [`crate::redact`].
+    pub redacts: Option<OwnedEventId>,
+    pub relation: Option<Relation>,
+}
+
+/// A user's membership before and after.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MembershipChange {
+    pub user_id: OwnedUserId,
+    pub before: MembershipState,
+    pub after: MembershipState,
+}
+
+/// What an event relates to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relation {
+    pub rel_type: String,
+    pub event_id: OwnedEventId,
+    /// Of annotations.
+    pub key: Option<String>,
+}
+
+/// What changes with an event that was judged. `previous_member` is the entry of the current state
+/// that a member event replaces; for `passed_over` and `has_successor` see [`extremities_after`].
+pub fn delta<P>(
+    pdu: &Pdu,
+    verdict: &Verdict,
+    extremities: &BTreeSet<OwnedEventId>,
+    has_successor: bool,
+    passed_over: impl Fn(&EventId) -> Option<P>,
+    previous_member: Option<&Pdu>,
+) -> Delta
+where
+    P: IntoIterator<Item = OwnedEventId>,
+{
+    let extremities = extremities_after(extremities, pdu, verdict, has_successor, passed_over);
+    let visible = verdict.is_accepted();
+    let counts = !verdict.is_rejected();
+    let state_key = pdu.state_key.as_deref().filter(|_| counts);
+    Delta {
+        extremities,
+        state_entry: state_key.map(|key| state::Key::new(&pdu.kind.to_string(), key)),
+        visible,
+        membership: visible.then(|| membership_change(pdu, previous_member)).flatten(),
+        redacts: pdu.redacts.clone().filter(|_| counts),
+        relation: counts.then(|| relation(pdu)).flatten(),
+    }
+}
+
+fn membership_change(pdu: &Pdu, previous: Option<&Pdu>) -> Option<MembershipChange> {
+    if pdu.kind != TimelineEventType::RoomMember {
+        return None;
+    }
+    let user_id = UserId::parse(pdu.state_key.as_deref()?).ok()?;
+    let before = membership::of(previous);
+    Some(MembershipChange { user_id, before, after: membership::of(Some(pdu)) })
+}
+
+/// What an event relates to. State events relate to nothing.
+pub fn relation(pdu: &Pdu) -> Option<Relation> {
+    #[derive(Deserialize)]
+    struct RelatesTo {
+        rel_type: String,
+        event_id: OwnedEventId,
+        key: Option<serde_json::Value>,
+    }
+    if pdu.state_key.is_some() || !pdu.content.get().contains("m.relates_to") {
+        return None;
+    }
+    let relates: RelatesTo = content_field(&pdu.content, "m.relates_to")?;
+    let key = relates.key.and_then(|key| key.as_str().map(str::to_owned));
+    Some(Relation { rel_type: relates.rel_type, event_id: relates.event_id, key })
+}
