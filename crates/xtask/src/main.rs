@@ -1,1 +1,54 @@
-fn main() {}
+//! The developer's door: `cargo xtask demo`, `test`, `ci` and friends.
+//!
+//! Lives here: argument handling and the list of verbs. Not here: what a verb does (one module each), and anything
+//! of the server. This crate builds in seconds and never depends on the product's crates: it runs them.
+#![allow(clippy::print_stdout, reason = "a command line tool talks on standard output")]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
+mod arrows;
+mod ci;
+mod needs;
+mod policy;
+mod run;
+mod selfcheck;
+mod source;
+mod suites;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask <verb>
+
+  test [--only SUITE]...    every test; SUITE: unit, clients, crash, sim
+  ci                        format, clippy, doc drift, crate arrows, licences
+  self-check                the repository's checks of itself (also part of `test`)
+  sim --seed N [--seeds M]  replay simulated worlds N, N+1, ... (M of them)
+  bench [ARGS]              criterion benchmarks; ARGS go to cargo bench
+
+environment: CARGO_TARGET_DIR is respected; XDG_CACHE_HOME/skerry keeps the client suites' packages.
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let verb = args.first().map_or("help", String::as_str);
+    let rest = args.get(1..).unwrap_or_default();
+    let outcome = match verb {
+        "test" => suites::test(rest),
+        "ci" => ci::ci(),
+        "self-check" => selfcheck::verb(),
+        "sim" => suites::sim(rest),
+        "bench" => suites::bench(rest),
+        "help" | "--help" | "-h" => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        other => Err(anyhow::anyhow!("no verb `{other}`\n\n{USAGE}")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("\nxtask {verb}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What the machine must have before we can build and test: found, installed through apt, or named.
+//!
+//! Lives here: the list of needs, how each is recognised, and its Debian package. Not here: Rust itself, and packages
+//! of Python or JavaScript (the suites install those).
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Result, bail};
+
+use crate::run;
+
+/// Something a step needs and Debian packages.
+struct Need {
+    packages: &'static [&'static str],
+    present: fn() -> bool,
+}
+
+const BUILD: &[Need] = &[
+    Need { packages: &["g++"], present: || answers("c++", &["--version"]) },
+    Need { packages: &["make"], present: || answers("make", &["--version"]) },
+    Need { packages: &["libclang-dev"], present: libclang },
+];
+
+/// Compilers and RocksDB's bindings.
+pub(crate) fn build() -> Result<()> {
+    meet(BUILD)
+}
+
+fn meet(needs: &[Need]) -> Result<()> {
+    let missing: Vec<&str> = needs.iter().filter(|n| !(n.present)()).flat_map(|n| n.packages).copied().collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if !(is_root() && answers("apt-get", &["--version"])) {
+        bail!("these are missing: {list}\nOn Debian: sudo apt-get update && sudo apt-get install -y {list}");
+    }
+    let apt = |args: &[&str]| {
+        let mut command = run::command("apt-get", args);
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        command
+    };
+    run::step("apt-get update", apt(&["update", "-q"]))?;
+    let mut install = vec!["install", "-q", "-y", "--no-install-recommends"];
+    install.extend(&missing);
+    run::step(&format!("apt-get install {list}"), apt(&install))?;
+    match needs.iter().find(|n| !(n.present)()) {
+        Some(need) => bail!("installed {}, and still cannot use it", need.packages.join(" ")),
+        None => Ok(()),
+    }
+}
+
+/// Whether a program can be run at all.
+pub(crate) fn answers(program: &str, args: &[&str]) -> bool {
+    Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+pub(crate) fn is_root() -> bool {
+    run::output(run::command("id", ["-u"])).is_ok_and(|uid| uid.trim() == "0")
+}
+
+/// bindgen loads libclang at run time; it looks in these places and asks llvm-config.
+fn libclang() -> bool {
+    if std::env::var_os("LIBCLANG_PATH").is_some() || answers("llvm-config", &["--version"]) {
+        return true;
+    }
+    let holds_it = |dir: &Path| {
+        std::fs::read_dir(dir).is_ok_and(|entries| {
+            entries.flatten().any(|e| {
+                let name = e.file_name();
+                let name = name.to_string_lossy();
+                name.starts_with("libclang.so") || (name.starts_with("libclang-") && name.contains(".so"))
+            })
+        })
+    };
+    let versions = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    let llvm_dirs = versions.filter(|e| e.file_name().to_string_lossy().starts_with("llvm-"));
+    llvm_dirs.map(|e| e.path().join("lib")).any(|dir| holds_it(&dir))
+        || [format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH), "/usr/lib64".into(), "/usr/local/lib".into()]
+            .iter()
+            .any(|dir| holds_it(Path::new(dir)))
+}

@@ -1,0 +1,251 @@
+//! Running other programs with visible progress: every step has a headline and a time, every long silence a sign of life.
+//!
+//! Lives here: the working directory, the target directory, spawning, echoing, the ticker, and reading the counts that
+//! test runners print. Not here: which programs are run.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// How many object files RocksDB compiles to, near enough for a progress line.
+const ROCKSDB_OBJECTS: usize = 343;
+const TICK: Duration = Duration::from_secs(30);
+
+/// What a step of tests counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) skipped: u64,
+}
+
+impl Counts {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+/// The repository's top folder: this crate lies two levels below it.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new(".")).to_owned()
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_dir() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) if !dir.is_empty() => root().join(dir),
+        _ => root().join("target"),
+    }
+}
+
+/// A command in the repository's top folder.
+pub(crate) fn command<I, S>(program: &str, args: I) -> Command
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let mut command = Command::new(program);
+    command.args(args).current_dir(root());
+    command
+}
+
+/// A cargo command: the cargo that runs us, in the repository's top folder.
+pub(crate) fn cargo<I, S>(args: I) -> Command
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()), args)
+}
+
+/// Standard output of a quiet helper command; an error when it fails.
+pub(crate) fn output(mut command: Command) -> Result<String> {
+    let out = command.stdin(Stdio::null()).output().with_context(|| format!("starting {command:?}"))?;
+    if !out.status.success() {
+        bail!("{command:?} failed ({}):\n{}", out.status, String::from_utf8_lossy(&out.stderr));
+    }
+    String::from_utf8(out.stdout).context("output is not UTF-8")
+}
+
+/// Runs one step to its end, echoing what it prints; an error when it fails.
+pub(crate) fn step(headline: &str, command: Command) -> Result<()> {
+    let (ok, _) = counted_step(headline, command)?;
+    if !ok {
+        bail!("{headline}: failed");
+    }
+    Ok(())
+}
+
+/// Like [`step`], and adds up the test counts in its output. The flag tells whether it exited with success.
+pub(crate) fn counted_step(headline: &str, mut command: Command) -> Result<(bool, Counts)> {
+    println!("\n== {headline}");
+    let started = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting {command:?}"))?;
+    let ticker = Ticker::start();
+    let readers = [
+        child.stdout.take().map(|pipe| echo(pipe, ticker.seen())),
+        child.stderr.take().map(|pipe| echo(pipe, ticker.seen())),
+    ];
+    let mut counts = Counts::default();
+    for reader in readers.into_iter().flatten() {
+        counts.add(reader.join().unwrap_or_default());
+    }
+    let status = child.wait()?;
+    drop(ticker);
+    let word = if status.success() { "ok" } else { "FAILED" };
+    println!("== {headline}: {word} in {:.1} s", started.elapsed().as_secs_f64());
+    Ok((status.success(), counts))
+}
+
+/// Copies lines to our output as they come and reads the counts in them.
+fn echo(pipe: impl Read + Send + 'static, seen: Arc<AtomicU64>) -> thread::JoinHandle<Counts> {
+    thread::spawn(move || {
+        let mut counts = Counts::default();
+        let mut pipe = BufReader::new(pipe);
+        let mut line = Vec::new();
+        while pipe.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+            let text = String::from_utf8_lossy(&line);
+            let _ = write!(std::io::stdout().lock(), "{text}");
+            counts.add(counts_in(&text));
+            seen.fetch_add(1, Ordering::Relaxed);
+            line.clear();
+        }
+        counts
+    })
+}
+
+/// Reads the closing lines of cargo test, nextest and our own suites.
+fn counts_in(line: &str) -> Counts {
+    let line = line.trim();
+    let cargo_test = line.strip_prefix("test result:").and_then(|rest| rest.split_once(". ")).map(|(_, rest)| rest);
+    let nextest = line.strip_prefix("Summary [").and_then(|rest| rest.split_once("run:")).map(|(_, rest)| rest);
+    let suite = line.split_once(": ").map(|(_, rest)| rest).filter(|rest| rest.contains(" passed, "));
+    let Some(list) = cargo_test.or(nextest).or(suite) else { return Counts::default() };
+    let mut counts = Counts::default();
+    for item in list.split([',', ';']) {
+        let mut words = item.split_whitespace();
+        let (Some(Ok(number)), Some(what)) = (words.next().map(str::parse::<u64>), words.next()) else { continue };
+        match what {
+            "passed" => counts.passed += number,
+            "failed" | "timed" => counts.failed += number,
+            "ignored" | "skipped" => counts.skipped += number,
+            _ => {}
+        }
+    }
+    counts
+}
+
+/// Says every half minute that something is going on, and how far RocksDB is while it builds.
+struct Ticker {
+    stop: Arc<AtomicBool>,
+    seen: Arc<AtomicU64>,
+}
+
+impl Ticker {
+    fn start() -> Self {
+        let ticker = Self { stop: Arc::default(), seen: Arc::default() };
+        let (stop, seen) = (Arc::clone(&ticker.stop), Arc::clone(&ticker.seen));
+        thread::spawn(move || {
+            let started = Instant::now();
+            let mut next = TICK;
+            let mut lines = 0;
+            let mut objects = rocksdb_objects();
+            while !stop.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(250));
+                if started.elapsed() < next {
+                    continue;
+                }
+                next += TICK;
+                let (now_lines, now_objects) = (seen.load(Ordering::Relaxed), rocksdb_objects());
+                if now_objects > objects {
+                    println!(
+                        "   ... {:>4} s: RocksDB builds, {now_objects} of about {ROCKSDB_OBJECTS} files",
+                        next_s(next)
+                    );
+                } else if now_lines == lines {
+                    println!("   ... {:>4} s: still at it", next_s(next));
+                }
+                (lines, objects) = (now_lines, now_objects);
+            }
+        });
+        ticker
+    }
+
+    fn seen(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.seen)
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn next_s(next: Duration) -> u64 {
+    (next - TICK).as_secs()
+}
+
+/// Object files that RocksDB's build script has made so far, over all profiles.
+fn rocksdb_objects() -> usize {
+    let mut found = 0;
+    for profile in ["debug", "release"] {
+        let Ok(builds) = std::fs::read_dir(target_dir().join(profile).join("build")) else { continue };
+        for build in builds.flatten() {
+            if build.file_name().to_string_lossy().starts_with("librocksdb-sys-") {
+                found += objects_below(&build.path().join("out"));
+            }
+        }
+    }
+    found
+}
+
+fn objects_below(dir: &Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| match entry.file_type() {
+            Ok(kind) if kind.is_dir() => objects_below(&entry.path()),
+            Ok(_) if entry.path().extension().is_some_and(|e| e == "o") => 1,
+            _ => 0,
+        })
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(line: &str, passed: u64, failed: u64, skipped: u64) {
+        assert_eq!(counts_in(line), Counts { passed, failed, skipped }, "{line}");
+    }
+
+    #[test]
+    fn closing_lines_are_counted() {
+        check(
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.1s\n",
+            12,
+            0,
+            1,
+        );
+        check("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 7 filtered out", 3, 2, 0);
+        check("     Summary [   1.204s] 40 tests run: 38 passed (1 slow), 2 failed, 3 skipped", 38, 2, 3);
+        check("     Summary [   1.204s] 40 tests run: 38 passed, 1 failed, 1 timed out, 0 skipped", 38, 2, 0);
+        check("nio: 21 passed, 1 failed", 21, 1, 0);
+        check("nothing to see: 3 of 4", 0, 0, 0);
+    }
+}
