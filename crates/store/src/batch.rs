@@ -84,8 +84,13 @@ impl Batch {
     pub fn put<K: Key, V: Value>(&mut self, table: &Table<K, V>, key: K::Ref<'_>, value: &V) {
         let mut buf = ValueBuf::default();
         value.encode(&mut buf);
+        self.put_buf(table, key, buf);
+    }
+
+    /// Writes a row whose value is encoded already: for values that are written in another shape than they are read.
+    pub fn put_buf<K: Key, V: Value>(&mut self, table: &Table<K, V>, key: K::Ref<'_>, value: ValueBuf) {
         self.note_topic(table, key);
-        self.write(table.def(), table.key(key), Some(buf));
+        self.write(table.def(), table.key(key), Some(value));
     }
 
     /// Deletes a row; deleting what is not there is fine.

@@ -91,7 +91,22 @@ impl Store {
     /// until everything it has seen is durable. What it reads through `tx` is checked, see [`Tx`].
     ///
     /// Dropping the future after the commit was sequenced does not undo it.
-    pub fn transact<T, E, F>(&self, mut decide: F) -> impl Future<Output = Result<Committed<T>, E>> + Send
+    pub fn transact<T, E, F>(&self, decide: F) -> impl Future<Output = Result<Committed<T>, E>> + Send
+    where
+        F: FnMut(&mut Tx) -> Result<T, E> + Send,
+        T: Send,
+        E: From<Error> + Send,
+    {
+        self.transact_in(None, decide)
+    }
+
+    /// [`Store::transact`], with each attempt up to its place in the order under `lane`: transactions that would
+    /// conflict take turns instead. The lane is not held while the disk is waited for.
+    pub fn transact_in<T, E, F>(
+        &self,
+        lane: Option<&Mutex<()>>,
+        mut decide: F,
+    ) -> impl Future<Output = Result<Committed<T>, E>> + Send
     where
         F: FnMut(&mut Tx) -> Result<T, E> + Send,
         T: Send,
@@ -104,7 +119,7 @@ impl Store {
                 if attempt == FREE_ATTEMPTS {
                     turn = Some(self.lane.lock().await);
                 }
-                match self.attempt(&mut decide) {
+                match self.attempt(lane, &mut decide) {
                     Attempt::Again => continue,
                     Attempt::Done(outcome) => {
                         drop(turn);
@@ -116,7 +131,12 @@ impl Store {
         }
     }
 
-    fn attempt<T, E: From<Error>>(&self, decide: &mut impl FnMut(&mut Tx) -> Result<T, E>) -> Attempt<T, E> {
+    fn attempt<T, E: From<Error>>(
+        &self,
+        lane: Option<&Mutex<()>>,
+        decide: &mut impl FnMut(&mut Tx) -> Result<T, E>,
+    ) -> Attempt<T, E> {
+        let _turn = lane.map(Mutex::lock);
         let mut tx = Tx::new(self.core.latest());
         let decided = decide(&mut tx);
         if tx.recorder.expired.get() {

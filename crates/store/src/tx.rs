@@ -1,7 +1,7 @@
 //! Transactions: read, decide, write, with a check for everything that was read.
 
 use crate::{
-    Batch, Key, Pos, Read, Result, Span, Table, Topic, Value, View,
+    Batch, Key, Pos, Read, Result, Span, Table, Topic, Value, ValueBuf, View,
     batch::Check,
     read::{Layers, Recorder, Source},
 };
@@ -36,6 +36,11 @@ impl Tx {
     /// See [`Batch::put`].
     pub fn put<K: Key, V: Value>(&mut self, table: &Table<K, V>, key: K::Ref<'_>, value: &V) {
         self.batch.put(table, key, value);
+    }
+
+    /// See [`Batch::put_buf`].
+    pub fn put_buf<K: Key, V: Value>(&mut self, table: &Table<K, V>, key: K::Ref<'_>, value: ValueBuf) {
+        self.batch.put_buf(table, key, value);
     }
 
     /// See [`Batch::delete`].
