@@ -1,1 +1,14 @@
-//! placeholder
+//! The homeserver: HTTP and the Matrix APIs, all shell around `rooms` (which decides) and `store` (which keeps).
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
+pub mod auth;
+pub mod client;
+pub mod clock;
+pub mod config;
+pub mod error;
+pub mod http;
+pub mod metrics;
+pub mod rng;
+mod services;
+
+pub use services::{App, Services};

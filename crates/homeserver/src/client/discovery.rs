@@ -1,0 +1,122 @@
+//! What a client asks before it knows anybody: supported versions and the `.well-known` documents.
+
+use http::{HeaderValue, Method, StatusCode, header};
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+use crate::http::{RawCtx, Response, Routes, json_response};
+
+/// A version stands here once every endpoint and behaviour it brought is there: clients change their ways on it.
+/// (v1.11 makes them use authenticated media only, v1.15 looks for `auth_metadata`, v1.16 assumes room version 12.)
+const VERSIONS: &[&str] = &["v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11"];
+
+/// Features outside of the versions above. Once listed they stay for years.
+const UNSTABLE_FEATURES: &[&str] = &[];
+
+pub fn routes() -> Routes {
+    Routes::default()
+        .raw(Method::GET, &["/_matrix/client/versions"], versions)
+        .raw(Method::GET, &["/.well-known/matrix/client"], well_known_client)
+        .raw(Method::GET, &["/.well-known/matrix/server"], well_known_server)
+        .raw(Method::GET, &["/.well-known/matrix/support"], well_known_support)
+}
+
+async fn versions(_: RawCtx) -> Result<Response> {
+    let features: Map<String, Value> =
+        UNSTABLE_FEATURES.iter().map(|name| ((*name).to_owned(), Value::Bool(true))).collect();
+    Ok(document(json!({ "versions": VERSIONS, "unstable_features": features })))
+}
+
+async fn well_known_client(ctx: RawCtx) -> Result<Response> {
+    let settings = &ctx.app.config.well_known;
+    let Some(base_url) = &settings.client_base_url else { return Err(not_configured()) };
+    let mut body = settings.client_extra.clone();
+    body.insert("m.homeserver".to_owned(), json!({ "base_url": base_url }));
+    Ok(document(Value::Object(body)))
+}
+
+async fn well_known_server(ctx: RawCtx) -> Result<Response> {
+    let Some(server) = &ctx.app.config.well_known.server else { return Err(not_configured()) };
+    Ok(document(json!({ "m.server": server })))
+}
+
+async fn well_known_support(ctx: RawCtx) -> Result<Response> {
+    let settings = &ctx.app.config.well_known;
+    let mut body = Map::new();
+    let mut contact = Map::new();
+    if let Some(user_id) = &settings.support_matrix_id {
+        contact.insert("matrix_id".to_owned(), json!(user_id));
+    }
+    if let Some(address) = &settings.support_email {
+        contact.insert("email_address".to_owned(), json!(address));
+    }
+    if !contact.is_empty() {
+        contact.insert("role".to_owned(), json!("m.role.admin"));
+        body.insert("contacts".to_owned(), json!([contact]));
+    }
+    if let Some(page) = &settings.support_page {
+        body.insert("support_page".to_owned(), json!(page));
+    }
+    if body.is_empty() { Err(not_configured()) } else { Ok(document(Value::Object(body))) }
+}
+
+fn not_configured() -> Error {
+    Error::not_found("This server does not have this document")
+}
+
+/// The same for everybody, so that caches may keep it for a while.
+fn document(body: Value) -> Response {
+    let mut response = json_response(StatusCode::OK, body.to_string());
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=600"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::App;
+    use crate::clock::Clock;
+    use crate::config::Config;
+    use crate::http::Local;
+    use crate::rng::Rng;
+
+    fn client(change: impl FnOnce(&mut Config)) -> Local {
+        let mut config = Config::new(ruma::owned_server_name!("hs.test"));
+        change(&mut config);
+        Local::new(App::new(config, Clock::manual(0), Rng::seeded(1)).router())
+    }
+
+    #[tokio::test]
+    async fn pitfall_108_versions_are_a_list_and_features_booleans() {
+        let answer = client(|_| {}).get("/_matrix/client/versions").await;
+        let body = answer.json();
+        assert!(body["versions"].as_array().is_some_and(|versions| versions.contains(&json!("v1.1"))));
+        assert!(body["unstable_features"].as_object().is_some_and(|all| all.values().all(|on| on == &json!(true))));
+        assert_eq!(answer.headers[header::ACCESS_CONTROL_ALLOW_ORIGIN], "*");
+    }
+
+    #[tokio::test]
+    async fn pitfall_109_well_known_is_json_with_cors_or_not_there() {
+        let silent = client(|_| {});
+        for name in ["client", "server", "support"] {
+            let answer = silent.get(&format!("/.well-known/matrix/{name}")).await;
+            assert_eq!((answer.status, answer.errcode().as_str()), (StatusCode::NOT_FOUND, "M_NOT_FOUND"), "{name}");
+        }
+        let told = client(|config| {
+            let settings = &mut config.well_known;
+            settings.client_base_url = Some("https://matrix.hs.test".to_owned());
+            settings.client_extra.insert("org.matrix.msc4143.rtc_foci".to_owned(), json!([]));
+            settings.server = Some("matrix.hs.test:443".to_owned());
+            settings.support_email = Some("admin@hs.test".to_owned());
+        });
+        let answer = told.get("/.well-known/matrix/client").await;
+        assert_eq!(answer.headers[header::CONTENT_TYPE], "application/json");
+        assert_eq!(answer.headers[header::ACCESS_CONTROL_ALLOW_ORIGIN], "*");
+        let expected =
+            json!({"m.homeserver": {"base_url": "https://matrix.hs.test"}, "org.matrix.msc4143.rtc_foci": []});
+        assert_eq!(answer.json(), expected);
+        assert_eq!(told.get("/.well-known/matrix/server").await.json(), json!({"m.server": "matrix.hs.test:443"}));
+        let contacts = told.get("/.well-known/matrix/support").await.json()["contacts"].clone();
+        assert_eq!(contacts, json!([{"email_address": "admin@hs.test", "role": "m.role.admin"}]));
+    }
+}

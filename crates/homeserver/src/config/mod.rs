@@ -1,0 +1,347 @@
+//! Settings: one struct per section, every key with its meaning and default, unknown keys refused.
+//!
+//! `settings!` keeps the meaning next to the field, so that the reference and the example file are made from here
+//! (`reference.rs`) and cannot drift. Loading and its error messages live in `load.rs`, units in `units.rs`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use ruma::{OwnedServerName, RoomVersionId};
+use serde::{Deserialize, Serialize};
+
+mod units;
+
+pub use units::{Network, Size, Span};
+
+/// One setting, for the reference.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    pub name: &'static str,
+    pub meaning: &'static str,
+    pub default: serde_json::Value,
+}
+
+/// One section, for the reference.
+#[derive(Clone, Debug)]
+pub struct Section {
+    pub name: &'static str,
+    pub meaning: &'static str,
+    pub settings: Vec<Setting>,
+}
+
+macro_rules! settings {
+    (
+        $(#[doc = $meaning:literal])+
+        pub struct $Section:ident = $section:literal {
+            $( $(#[doc = $doc:literal])+ pub $field:ident: $Type:ty = $default:expr, )*
+        }
+    ) => {
+        $(#[doc = $meaning])+
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $Section {
+            $( $(#[doc = $doc])+ pub $field: $Type, )*
+        }
+
+        impl Default for $Section {
+            fn default() -> Self {
+                Self { $( $field: $default, )* }
+            }
+        }
+
+        impl $Section {
+            pub fn describe() -> Section {
+                let default = Self::default();
+                Section {
+                    name: $section,
+                    meaning: concat!($($meaning, "\n"),+),
+                    settings: vec![$( Setting {
+                        name: stringify!($field),
+                        meaning: concat!($($doc, "\n"),+),
+                        default: serde_json::to_value(&default.$field).unwrap_or_default(),
+                    }, )*],
+                }
+            }
+        }
+    };
+}
+
+/// Everything that can be set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The name of this server: what stands behind the colon in user identifiers. It can never be changed.
+    pub server_name: OwnedServerName,
+    /// Where the store, the media and the signing key live.
+    #[serde(default = "default_data_dir")]
+    pub data_dir: PathBuf,
+    /// How much memory the server may use; caches and buffers are carved out of it.
+    #[serde(default = "default_memory_budget")]
+    pub memory_budget: Size,
+    #[serde(default = "default_listeners")]
+    pub listeners: Vec<Listener>,
+    #[serde(default)]
+    pub http: Http,
+    #[serde(default)]
+    pub admin: Admin,
+    #[serde(default)]
+    pub metrics: Metrics,
+    #[serde(default)]
+    pub log: Log,
+    #[serde(default)]
+    pub registration: Registration,
+    #[serde(default)]
+    pub rooms: Rooms,
+    #[serde(default)]
+    pub media: Media,
+    #[serde(default)]
+    pub presence: Presence,
+    #[serde(default)]
+    pub federation: Federation,
+    #[serde(default)]
+    pub well_known: WellKnown,
+    #[serde(default)]
+    pub rate_limits: RateLimits,
+}
+
+fn default_data_dir() -> PathBuf {
+    PathBuf::from("/var/lib/skerry")
+}
+
+fn default_memory_budget() -> Size {
+    Size::mib(512)
+}
+
+fn default_listeners() -> Vec<Listener> {
+    vec![Listener::default()]
+}
+
+settings! {
+    /// Where clients connect. Repeat the section for more than one address.
+    pub struct Listener = "listeners" {
+        /// Address and port. Port 0 lets the system choose one.
+        pub bind: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8008)),
+        /// Certificate chain and private key (PEM files) turn the listener into HTTPS. SIGHUP reads them anew.
+        pub tls: Option<Tls> = None,
+        /// Proxies (addresses or networks) whose X-Forwarded-For header is believed.
+        pub trusted_proxies: Vec<Network> = vec![Network::loopback_v4(), Network::loopback_v6()],
+    }
+}
+
+/// The files of a TLS listener.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+settings! {
+    /// Limits of connections and requests.
+    pub struct Http = "http" {
+        /// Connections at one time, over all listeners. More have to wait for a free place.
+        pub max_connections: usize = 20_000,
+        /// The largest JSON body. Media has its own limit.
+        pub max_body: Size = Size::mib(1),
+        /// The largest request head (URL and headers).
+        pub max_head: Size = Size::kib(32),
+        /// A connection on which no complete request head arrives for this long is closed.
+        pub idle_timeout: Span = Span::seconds(75),
+        /// A request body has to arrive within this time.
+        pub body_timeout: Span = Span::seconds(30),
+        /// A TLS handshake has to finish within this time.
+        pub handshake_timeout: Span = Span::seconds(10),
+        /// On a stop, requests that are being answered get this long.
+        pub shutdown_grace: Span = Span::millis(800),
+    }
+}
+
+settings! {
+    /// The local socket for administration. Who can open the file is an administrator.
+    pub struct Admin = "admin" {
+        /// Path of the unix socket; without it `admin.sock` in the data directory.
+        pub socket: Option<PathBuf> = None,
+    }
+}
+
+settings! {
+    /// Figures for a monitoring system (Prometheus text format).
+    pub struct Metrics = "metrics" {
+        /// Address to serve `/metrics` on, best a loopback one. Off when it is not set.
+        pub bind: Option<SocketAddr> = None,
+    }
+}
+
+settings! {
+    /// What is logged, and how. Logs go to standard error.
+    pub struct Log = "log" {
+        /// Level, or a list of `target=level`: error, warn, info, debug, trace.
+        pub level: String = "info".to_owned(),
+        /// `text` for people, `json` for machines.
+        pub format: LogFormat = LogFormat::Text,
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+settings! {
+    /// Who may open an account.
+    pub struct Registration = "registration" {
+        /// `closed`: administrators create accounts. `token`: with a registration token. `open`: everybody.
+        pub mode: RegistrationMode = RegistrationMode::Closed,
+        /// With mode `token`: the tokens that may be used.
+        pub tokens: Vec<String> = Vec::new(),
+        /// Programs that know this secret may create accounts in every mode.
+        pub shared_secret: Option<String> = None,
+        /// Whether guests (accounts without a password) may be made.
+        pub guests: bool = false,
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RegistrationMode {
+    Closed,
+    Token,
+    Open,
+}
+
+settings! {
+    /// Rooms.
+    pub struct Rooms = "rooms" {
+        /// The version of new rooms when a client asks for none.
+        pub default_version: RoomVersionId = RoomVersionId::V12,
+    }
+}
+
+settings! {
+    /// Uploaded files and thumbnails.
+    pub struct Media = "media" {
+        /// Where the files live; without it `media` in the data directory.
+        pub dir: Option<PathBuf> = None,
+        /// The largest upload.
+        pub max_upload: Size = Size::mib(100),
+        /// Pictures with more pixels than this get no thumbnail.
+        pub max_thumbnail_pixels: u64 = 50_000_000,
+        /// How many uploads one user may have announced without sending the file.
+        pub max_pending_uploads: u32 = 10,
+    }
+}
+
+settings! {
+    /// Who is online.
+    pub struct Presence = "presence" {
+        /// Whether presence is kept and shown at all.
+        pub enabled: bool = true,
+    }
+}
+
+settings! {
+    /// Other homeservers.
+    pub struct Federation = "federation" {
+        /// `isolated`: the server opens no connection to anywhere, and answers no other server. The only mode so far.
+        pub mode: FederationMode = FederationMode::Isolated,
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FederationMode {
+    Isolated,
+}
+
+settings! {
+    /// What `/.well-known/matrix/` tells clients and servers. Nothing is served for what is not set.
+    pub struct WellKnown = "well_known" {
+        /// The URL clients shall use, such as `https://matrix.example.org`.
+        pub client_base_url: Option<String> = None,
+        /// Host and port other servers shall use, such as `matrix.example.org:443`.
+        pub server: Option<String> = None,
+        /// A page with help.
+        pub support_page: Option<String> = None,
+        /// An administrator's Matrix identifier.
+        pub support_matrix_id: Option<ruma::OwnedUserId> = None,
+        /// An administrator's mail address.
+        pub support_email: Option<String> = None,
+        /// More keys for the client document, as they are (call services, tile servers).
+        pub client_extra: serde_json::Map<String, serde_json::Value> = serde_json::Map::new(),
+    }
+}
+
+settings! {
+    /// How often one user (or one address, before a login) may do a thing: `per_second` on average, `burst` at once;
+    /// `false` lifts the limit. Syncing is never limited.
+    pub struct RateLimits = "rate_limits" {
+        /// Attempts to log in.
+        pub login: Limit = Limit::per_second(0.2, 20),
+        /// New accounts.
+        pub register: Limit = Limit::per_second(0.1, 10),
+        /// Sending events.
+        pub message: Limit = Limit::per_second(50.0, 200),
+        /// Joining, knocking, leaving.
+        pub join: Limit = Limit::per_second(5.0, 100),
+        /// Inviting.
+        pub invite: Limit = Limit::per_second(2.0, 100),
+        /// Creating rooms.
+        pub create_room: Limit = Limit::per_second(1.0, 30),
+        /// Uploading and fetching media.
+        pub media: Limit = Limit::per_second(50.0, 500),
+        /// Searching messages and people.
+        pub search: Limit = Limit::per_second(5.0, 50),
+        /// Everything else that the specification calls rate limited.
+        pub other: Limit = Limit::per_second(50.0, 500),
+    }
+}
+
+/// A token bucket, or none.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Limit {
+    Off,
+    On { per_second: f64, burst: u32 },
+}
+
+impl Limit {
+    pub const fn per_second(per_second: f64, burst: u32) -> Self {
+        Self::On { per_second, burst }
+    }
+}
+
+impl Config {
+    /// The defaults for a server of this name.
+    pub fn new(server_name: OwnedServerName) -> Self {
+        Self {
+            server_name,
+            data_dir: default_data_dir(),
+            memory_budget: default_memory_budget(),
+            listeners: default_listeners(),
+            http: Http::default(),
+            admin: Admin::default(),
+            metrics: Metrics::default(),
+            log: Log::default(),
+            registration: Registration::default(),
+            rooms: Rooms::default(),
+            media: Media::default(),
+            presence: Presence::default(),
+            federation: Federation::default(),
+            well_known: WellKnown::default(),
+            rate_limits: RateLimits::default(),
+        }
+    }
+
+    pub fn admin_socket(&self) -> PathBuf {
+        self.admin.socket.clone().unwrap_or_else(|| self.data_dir.join("admin.sock"))
+    }
+
+    pub fn media_dir(&self) -> PathBuf {
+        self.media.dir.clone().unwrap_or_else(|| self.data_dir.join("media"))
+    }
+
+    pub fn store_dir(&self) -> PathBuf {
+        self.data_dir.join("store")
+    }
+}

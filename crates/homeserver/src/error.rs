@@ -1,0 +1,361 @@
+//! What goes wrong, as the protocol says it: the one place that makes `M_*` codes and JSON error bodies.
+//!
+//! Handlers return `Result<T>`; the constructors below are the vocabulary. Causes that are nobody's business
+//! outside (engine failures, panics, corrupt rows) become `Error::internal`: logged here, answered as `M_UNKNOWN`.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+use http::{HeaderValue, StatusCode, header};
+pub use ruma::api::error::ErrorCode;
+use ruma::api::error::{DeserializationError, FromHttpRequestError, IntoHttpError};
+use serde_json::{Map, Value, json};
+
+use crate::http::{Body, Response};
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An answer that is not a success. Boxed, so that `Result<T>` stays small on the path where nothing goes wrong.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    status: StatusCode,
+    /// `None` only for a user-interactive authentication round in which nothing failed yet.
+    code: Option<ErrorCode>,
+    message: Cow<'static, str>,
+    extra: Map<String, Value>,
+    retry_after: Option<Duration>,
+}
+
+type Text = Cow<'static, str>;
+
+impl Error {
+    pub fn new(status: StatusCode, code: ErrorCode, message: impl Into<Text>) -> Self {
+        Self(Box::new(Inner {
+            status,
+            code: Some(code),
+            message: message.into(),
+            extra: Map::new(),
+            retry_after: None,
+        }))
+    }
+
+    /// A code that ruma does not know.
+    pub fn custom(status: StatusCode, code: &'static str, message: impl Into<Text>) -> Self {
+        Self::new(status, ErrorCode::from(code), message)
+    }
+
+    // 400
+
+    pub fn bad_request(code: ErrorCode, message: impl Into<Text>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, message)
+    }
+
+    /// The body is JSON, but not what this endpoint takes.
+    pub fn bad_json(message: impl Into<Text>) -> Self {
+        Self::bad_request(ErrorCode::BadJson, message)
+    }
+
+    pub fn not_json(message: impl Into<Text>) -> Self {
+        Self::bad_request(ErrorCode::NotJson, message)
+    }
+
+    pub fn invalid_param(message: impl Into<Text>) -> Self {
+        Self::bad_request(ErrorCode::InvalidParam, message)
+    }
+
+    pub fn missing_param(message: impl Into<Text>) -> Self {
+        Self::bad_request(ErrorCode::MissingParam, message)
+    }
+
+    pub fn unknown_pos(message: impl Into<Text>) -> Self {
+        Self::bad_request(ErrorCode::UnknownPos, message)
+    }
+
+    /// A refusal for which the protocol has no code of its own.
+    pub fn unknown(message: impl Into<Text>) -> Self {
+        Self::bad_request(ErrorCode::Unknown, message)
+    }
+
+    // 401
+
+    pub fn missing_token() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, ErrorCode::MissingToken, "Missing access token")
+    }
+
+    /// The client forgets its keys when it sees this.
+    pub fn unknown_token() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, ErrorCode::UnknownToken, "Unknown access token")
+    }
+
+    /// The token has run out but its session lives: the client refreshes and keeps its keys.
+    pub fn soft_logout(message: impl Into<Text>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, ErrorCode::UnknownToken, message).with("soft_logout", true)
+    }
+
+    pub fn user_locked() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, ErrorCode::UserLocked, "This account is locked").with("soft_logout", true)
+    }
+
+    /// One round of user-interactive authentication: `info` holds flows, params, session and completed stages.
+    /// A stage that failed says so through `failure`, whose code and message join the same body.
+    pub fn interactive(info: &impl serde::Serialize, failure: Option<Error>) -> Self {
+        let mut error = match failure {
+            Some(failure) => failure.with_status(StatusCode::UNAUTHORIZED),
+            None => Self(Box::new(Inner {
+                status: StatusCode::UNAUTHORIZED,
+                code: None,
+                message: Cow::Borrowed(""),
+                extra: Map::new(),
+                retry_after: None,
+            })),
+        };
+        match serde_json::to_value(info) {
+            Ok(Value::Object(fields)) => error.0.extra.extend(fields.into_iter().filter(|(k, _)| !is_own_field(k))),
+            Ok(_) => return Self::internal("interactive authentication info is not an object"),
+            Err(cause) => return Self::internal(cause),
+        }
+        error
+    }
+
+    // 403, 404, 405, 409, 413, 429
+
+    pub fn forbidden(message: impl Into<Text>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, ErrorCode::Forbidden, message)
+    }
+
+    pub fn guest_forbidden() -> Self {
+        Self::new(StatusCode::FORBIDDEN, ErrorCode::GuestAccessForbidden, "Guests may not do this")
+    }
+
+    pub fn user_suspended() -> Self {
+        Self::new(StatusCode::FORBIDDEN, ErrorCode::UserSuspended, "This account is suspended")
+    }
+
+    pub fn not_found(message: impl Into<Text>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, ErrorCode::NotFound, message)
+    }
+
+    /// There is no such endpoint. Clients probe for features with exactly this.
+    pub fn unrecognized() -> Self {
+        Self::new(StatusCode::NOT_FOUND, ErrorCode::Unrecognized, "Unrecognized request")
+    }
+
+    /// The endpoint exists, but not with this method.
+    pub fn method_not_allowed() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unrecognized, "Unrecognized method")
+    }
+
+    pub fn conflict(code: ErrorCode, message: impl Into<Text>) -> Self {
+        Self::new(StatusCode::CONFLICT, code, message)
+    }
+
+    pub fn too_large(message: impl Into<Text>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::TooLarge, message)
+    }
+
+    pub fn limit_exceeded(retry_after: Duration) -> Self {
+        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, ErrorCode::LimitExceeded, "Too many requests");
+        error.0.retry_after = Some(retry_after);
+        error
+    }
+
+    // 408, 5xx
+
+    pub fn request_timeout() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, ErrorCode::Unknown, "The request body did not arrive in time")
+    }
+
+    /// Something failed that the caller can do nothing about. The cause goes to the log and nowhere else.
+    #[track_caller]
+    pub fn internal(cause: impl fmt::Display) -> Self {
+        let at = std::panic::Location::caller();
+        tracing::error!(cause = %cause, at = %at, "internal error");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown, "Internal server error")
+    }
+
+    /// The server cannot do this now, and the same request may well succeed a little later.
+    pub fn unavailable(message: impl Into<Text>) -> Self {
+        let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unknown, message);
+        error.0.retry_after = Some(Duration::from_secs(1));
+        error
+    }
+
+    // adjusting
+
+    #[must_use]
+    pub fn with(mut self, field: &str, value: impl Into<Value>) -> Self {
+        self.0.extra.insert(field.to_owned(), value.into());
+        self
+    }
+
+    #[must_use]
+    pub fn with_status(mut self, status: StatusCode) -> Self {
+        self.0.status = status;
+        self
+    }
+
+    // looking
+
+    pub fn status(&self) -> StatusCode {
+        self.0.status
+    }
+
+    pub fn code(&self) -> Option<&ErrorCode> {
+        self.0.code.as_ref()
+    }
+
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// The JSON object a client gets.
+    pub fn body(&self) -> Value {
+        let mut body = self.0.extra.clone();
+        if let Some(code) = &self.0.code {
+            body.insert("errcode".to_owned(), json!(code.as_str()));
+            body.insert("error".to_owned(), json!(self.0.message));
+        }
+        if let (Some(after), Some(ErrorCode::LimitExceeded)) = (self.0.retry_after, &self.0.code) {
+            body.insert("retry_after_ms".to_owned(), json!(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)));
+        }
+        Value::Object(body)
+    }
+
+    pub fn into_response(self) -> Response {
+        let mut response = http::Response::new(Body::from(self.body().to_string()));
+        *response.status_mut() = self.0.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(after) = self.0.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
+        }
+        response
+    }
+}
+
+fn is_own_field(name: &str) -> bool {
+    matches!(name, "errcode" | "error")
+}
+
+/// Rounded up: a client that waits this long finds the limit gone.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let code = self.0.code.as_ref().map_or("(interactive)", ErrorCode::as_str);
+        write!(f, "{} {code}: {}", self.0.status.as_u16(), self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// A request that ruma could not read.
+impl From<FromHttpRequestError> for Error {
+    fn from(error: FromHttpRequestError) -> Self {
+        match error {
+            FromHttpRequestError::MethodMismatch { .. } => Self::method_not_allowed(),
+            FromHttpRequestError::Deserialization(cause) => match cause {
+                DeserializationError::Json(cause) => cause.into(),
+                DeserializationError::Utf8(_) => Self::not_json("The body is not UTF-8"),
+                other => Self::invalid_param(other.to_string()),
+            },
+            other => Self::invalid_param(other.to_string()),
+        }
+    }
+}
+
+/// JSON that came from outside. JSON of our own that does not parse is `Error::internal`.
+impl From<serde_json::Error> for Error {
+    fn from(error: serde_json::Error) -> Self {
+        match error.classify() {
+            serde_json::error::Category::Data => Self::bad_json(error.to_string()),
+            _ => Self::not_json(error.to_string()),
+        }
+    }
+}
+
+impl From<IntoHttpError> for Error {
+    #[track_caller]
+    fn from(error: IntoHttpError) -> Self {
+        Self::internal(error)
+    }
+}
+
+impl From<ruma::IdParseError> for Error {
+    fn from(error: ruma::IdParseError) -> Self {
+        Self::invalid_param(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(error: Error) -> (u16, Value, http::HeaderMap) {
+        let body = error.body();
+        let response = error.into_response();
+        (response.status().as_u16(), body, response.headers().clone())
+    }
+
+    #[test]
+    fn a_limit_names_its_wait_twice() {
+        let (status, body, headers) = parts(Error::limit_exceeded(Duration::from_millis(1500)));
+        assert_eq!(status, 429);
+        assert_eq!(body["errcode"], "M_LIMIT_EXCEEDED");
+        assert_eq!(body["retry_after_ms"], 1500);
+        assert_eq!(headers[header::RETRY_AFTER], "2");
+    }
+
+    #[test]
+    fn pitfall_009_soft_logout_only_where_the_session_lives() {
+        assert_eq!(Error::unknown_token().body().get("soft_logout"), None);
+        let (status, body, _) = parts(Error::soft_logout("expired"));
+        assert_eq!((status, &body["errcode"], &body["soft_logout"]), (401, &json!("M_UNKNOWN_TOKEN"), &json!(true)));
+        assert_eq!(Error::missing_token().body()["errcode"], "M_MISSING_TOKEN");
+        assert_eq!(Error::user_locked().body()["soft_logout"], true);
+    }
+
+    #[test]
+    fn pitfall_013_a_failed_stage_keeps_flows_and_session() {
+        let info = json!({"flows": [{"stages": ["m.login.password"]}], "params": {}, "session": "s"});
+        let (status, body, _) = parts(Error::interactive(&info, None));
+        assert_eq!((status, &body), (401, &info));
+        let (status, body, _) = parts(Error::interactive(&info, Some(Error::forbidden("Wrong password"))));
+        assert_eq!(status, 401);
+        assert_eq!(body["errcode"], "M_FORBIDDEN");
+        assert_eq!(body["session"], "s");
+    }
+
+    #[test]
+    fn internal_causes_stay_inside() {
+        let body = Error::internal("secret path /x/y").body().to_string();
+        assert!(!body.contains("secret"), "{body}");
+        assert!(body.contains("M_UNKNOWN"));
+    }
+
+    #[test]
+    fn not_json_and_bad_json_differ() {
+        let code = |text: &str| match serde_json::from_str::<std::collections::BTreeMap<String, u8>>(text) {
+            Ok(_) => String::new(),
+            Err(error) => Error::from(error).code().map(|c| c.as_str().to_owned()).unwrap_or_default(),
+        };
+        assert_eq!(code("{"), "M_NOT_JSON");
+        assert_eq!(code("{\"a\": }"), "M_NOT_JSON");
+        assert_eq!(code("{\"a\": \"x\"}"), "M_BAD_JSON");
+    }
+
+    #[test]
+    fn the_result_stays_one_word() {
+        assert_eq!(std::mem::size_of::<Result<()>>(), std::mem::size_of::<usize>());
+    }
+}
