@@ -17,6 +17,7 @@ pub mod graph;
 pub mod membership;
 pub mod power;
 pub mod redact;
+pub mod resolve;
 pub mod signature;
 pub mod state;
 pub mod stripped;
