@@ -7,12 +7,10 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use http::{HeaderValue, StatusCode, header};
+use http::StatusCode;
 pub use ruma::api::error::ErrorCode;
 use ruma::api::error::{DeserializationError, FromHttpRequestError, IntoHttpError};
 use serde_json::{Map, Value, json};
-
-use crate::http::{Body, Response};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -223,25 +221,14 @@ impl Error {
         Value::Object(body)
     }
 
-    pub fn into_response(self) -> Response {
-        let mut response = http::Response::new(Body::from(self.body().to_string()));
-        *response.status_mut() = self.0.status;
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some(after) = self.0.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
-        }
-        response
+    /// How long to wait before trying again.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
     }
 }
 
 fn is_own_field(name: &str) -> bool {
     matches!(name, "errcode" | "error")
-}
-
-/// Rounded up: a client that waits this long finds the limit gone.
-fn whole_seconds(duration: Duration) -> u64 {
-    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
 impl fmt::Display for Error {
@@ -258,6 +245,27 @@ impl fmt::Debug for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// What the store says, for those who cannot do better than to pass it on.
+impl From<store::Error> for Error {
+    #[track_caller]
+    fn from(error: store::Error) -> Self {
+        use store::Error as Store;
+        match error {
+            Store::Conflict | Store::Busy => Self::unavailable("Too many requests want the same thing; try again"),
+            Store::Unknown => Self::unavailable("The request may or may not have been carried out"),
+            Store::Closed => Self::unavailable("The server is stopping"),
+            Store::TooLarge { .. } => Self::too_large(error.to_string()),
+            Store::Full => {
+                tracing::error!("the disk is full: writes are refused");
+                let status = StatusCode::INSUFFICIENT_STORAGE;
+                Self::new(status, ErrorCode::ResourceLimitExceeded, "The server's disk is full")
+                    .with("admin_contact", "")
+            }
+            Store::Engine(_) | Store::Corrupt { .. } => Self::internal(error),
+        }
+    }
+}
 
 /// A request that ruma could not read.
 impl From<FromHttpRequestError> for Error {
@@ -301,25 +309,23 @@ impl From<ruma::IdParseError> for Error {
 mod tests {
     use super::*;
 
-    fn parts(error: Error) -> (u16, Value, http::HeaderMap) {
-        let body = error.body();
-        let response = error.into_response();
-        (response.status().as_u16(), body, response.headers().clone())
+    fn parts(error: Error) -> (u16, Value) {
+        (error.status().as_u16(), error.body())
     }
 
     #[test]
-    fn a_limit_names_its_wait_twice() {
-        let (status, body, headers) = parts(Error::limit_exceeded(Duration::from_millis(1500)));
-        assert_eq!(status, 429);
-        assert_eq!(body["errcode"], "M_LIMIT_EXCEEDED");
-        assert_eq!(body["retry_after_ms"], 1500);
-        assert_eq!(headers[header::RETRY_AFTER], "2");
+    fn a_full_disk_is_not_the_clients_fault_and_says_so() {
+        let (status, body) = parts(store::Error::Full.into());
+        assert_eq!((status, &body["errcode"]), (507, &json!("M_RESOURCE_LIMIT_EXCEEDED")));
+        assert_eq!(parts(store::Error::Conflict.into()).0, 503);
+        let leak = store::Error::Corrupt { table: "events", reason: "secret".to_owned() };
+        assert!(!parts(leak.into()).1.to_string().contains("secret"));
     }
 
     #[test]
     fn pitfall_009_soft_logout_only_where_the_session_lives() {
         assert_eq!(Error::unknown_token().body().get("soft_logout"), None);
-        let (status, body, _) = parts(Error::soft_logout("expired"));
+        let (status, body) = parts(Error::soft_logout("expired"));
         assert_eq!((status, &body["errcode"], &body["soft_logout"]), (401, &json!("M_UNKNOWN_TOKEN"), &json!(true)));
         assert_eq!(Error::missing_token().body()["errcode"], "M_MISSING_TOKEN");
         assert_eq!(Error::user_locked().body()["soft_logout"], true);
@@ -328,9 +334,9 @@ mod tests {
     #[test]
     fn pitfall_013_a_failed_stage_keeps_flows_and_session() {
         let info = json!({"flows": [{"stages": ["m.login.password"]}], "params": {}, "session": "s"});
-        let (status, body, _) = parts(Error::interactive(&info, None));
+        let (status, body) = parts(Error::interactive(&info, None));
         assert_eq!((status, &body), (401, &info));
-        let (status, body, _) = parts(Error::interactive(&info, Some(Error::forbidden("Wrong password"))));
+        let (status, body) = parts(Error::interactive(&info, Some(Error::forbidden("Wrong password"))));
         assert_eq!(status, 401);
         assert_eq!(body["errcode"], "M_FORBIDDEN");
         assert_eq!(body["session"], "s");

@@ -1,6 +1,7 @@
 //! The homeserver: HTTP and the Matrix APIs, all shell around `rooms` (which decides) and `store` (which keeps).
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
+pub mod api;
 pub mod auth;
 pub mod client;
 pub mod clock;
@@ -10,5 +11,6 @@ pub mod http;
 pub mod metrics;
 pub mod rng;
 mod services;
+pub mod signing;
 
-pub use services::{App, Services};
+pub use services::{App, Services, StartError};

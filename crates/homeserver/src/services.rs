@@ -4,15 +4,19 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use ruma::OwnedServerName;
+use ruma::signatures::Ed25519KeyPair;
+use store::{MemoryDisk, Store};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::api;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::http::Router;
 use crate::http::limits::Limits;
-use crate::http::{Router, api};
 use crate::metrics::Metrics;
 use crate::rng::Rng;
+use crate::signing;
 
 #[derive(Clone)]
 pub struct App(Arc<Services>);
@@ -20,6 +24,9 @@ pub struct App(Arc<Services>);
 pub struct Services {
     pub config: Config,
     pub server_name: OwnedServerName,
+    pub store: Store,
+    /// Signs events and requests of this server.
+    pub signing_key: Ed25519KeyPair,
     pub clock: Clock,
     pub rng: Rng,
     pub metrics: Metrics,
@@ -30,22 +37,46 @@ pub struct Services {
     pub tasks: TaskTracker,
 }
 
+/// Why a server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the store could not be opened: {0}")]
+    Store(#[from] store::Error),
+    #[error("{what}: {cause}")]
+    File { what: String, cause: std::io::Error },
+    #[error("{0}")]
+    Other(String),
+}
+
 impl App {
-    pub fn new(config: Config, clock: Clock, rng: Rng) -> Self {
+    pub fn new(config: Config, store: Store, signing_key: Ed25519KeyPair, clock: Clock, rng: Rng) -> Self {
         Self(Arc::new(Services {
             server_name: config.server_name.clone(),
             limits: Limits::new(config.rate_limits.clone(), clock.clone()),
             metrics: Metrics::default(),
             shutdown: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            store,
+            signing_key,
             config,
             clock,
             rng,
         }))
     }
-}
 
-impl App {
+    /// A server that forgets everything, with a clock that stands still and the same randomness every time.
+    pub fn in_memory(config: Config) -> Self {
+        let rng = Rng::seeded(1);
+        #[expect(clippy::panic, reason = "an empty store in memory and a key of our own making cannot be wrong")]
+        let parts = Store::open(MemoryDisk::new())
+            .map_err(StartError::from)
+            .and_then(|store| Ok((store, signing::generate(&rng)?.key_pair()?)));
+        match parts {
+            Ok((store, key)) => Self::new(config, store, key, Clock::manual(1_700_000_000_000), rng),
+            Err(cause) => panic!("{cause}"),
+        }
+    }
+
     /// All endpoints, over this state.
     pub fn router(&self) -> Router {
         // The list of endpoints is fixed; a test builds it, so that it cannot contradict itself here.

@@ -75,15 +75,13 @@ fn document(body: Value) -> Response {
 mod tests {
     use super::*;
     use crate::App;
-    use crate::clock::Clock;
     use crate::config::Config;
     use crate::http::Local;
-    use crate::rng::Rng;
 
     fn client(change: impl FnOnce(&mut Config)) -> Local {
         let mut config = Config::new(ruma::owned_server_name!("hs.test"));
         change(&mut config);
-        Local::new(App::new(config, Clock::manual(0), Rng::seeded(1)).router())
+        Local::new(App::in_memory(config).router())
     }
 
     #[tokio::test]

@@ -1,18 +1,18 @@
-//! The edge: connections in, answers out. What an endpoint means lives elsewhere; here is what all have in common.
+//! The edge: connections in, answers out. What an endpoint means lives elsewhere (and the list of all in `api.rs`
+//! beside this folder); here is what all have in common.
 //!
 //! - `routes.rs`: how endpoints are registered (`Routes::ruma`, `Routes::raw`), and the inventory of all of them.
 //! - `context.rs`: what a handler gets.
 //! - `router.rs`: from a request to an answer: match, limit, authenticate, read, run, CORS.
 //! - `listener.rs`: sockets, TLS, timeouts, stopping.
-//! - `api.rs`: the list of all endpoints.
 //! - `local.rs`: a client without sockets, for tests and simulations.
 //!
 //! There is no web framework in between: paths are matched by `matchit`, and one table of endpoints is the router,
 //! the inventory and the source of 404 and 405. A waiting long poll holds one boxed future and nothing of its request.
 
-pub mod api;
 mod body;
 mod context;
+mod errors;
 mod json;
 pub mod limits;
 mod local;

@@ -114,7 +114,7 @@ impl Router {
                 (Some(endpoint), inner.serve(&endpoint.0, request, args, client).instrument(span).await)
             }
         };
-        let mut response = outcome.unwrap_or_else(Error::into_response);
+        let mut response = outcome.unwrap_or_else(Response::from);
         add_cors(response.headers_mut());
         if !response.status().is_success() {
             add_request_id(response.headers_mut(), number);

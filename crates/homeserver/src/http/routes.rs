@@ -1,6 +1,6 @@
 //! How endpoints are registered. One table feeds the router, the generated endpoint list and the metrics.
 //!
-//! ```ignore
+//! ```text
 //! Routes::default()
 //!     .ruma(account::whoami).guests()
 //!     .ruma(session::login).limit(Class::Login)

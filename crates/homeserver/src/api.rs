@@ -1,7 +1,7 @@
 //! The list of all endpoints: one line per module that has some.
 
-use super::Routes;
 use crate::client;
+use crate::http::Routes;
 
 pub fn routes() -> Routes {
     Routes::default().join(client::discovery::routes())
@@ -10,15 +10,13 @@ pub fn routes() -> Routes {
 #[cfg(test)]
 mod tests {
     use crate::App;
-    use crate::clock::Clock;
     use crate::config::Config;
     use crate::http::Router;
-    use crate::rng::Rng;
 
     #[tokio::test]
     async fn the_list_does_not_contradict_itself() {
         let config = Config::new(ruma::owned_server_name!("hs.test"));
-        let app = App::new(config, Clock::manual(0), Rng::seeded(1));
+        let app = App::in_memory(config);
         Router::new(app, super::routes()).map(|_| ()).unwrap();
     }
 }
