@@ -38,6 +38,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod batch;
+#[cfg(test)]
+mod contract;
 mod engine;
 mod error;
 mod hub;
@@ -53,7 +55,10 @@ mod tx;
 mod value;
 
 pub use batch::Batch;
-pub use engine::memory::MemoryDisk;
+pub use engine::{
+    memory::{Faults, MemoryDisk},
+    rocks::Disk,
+};
 pub use error::{Corrupt, Error, Result};
 pub use hub::{Hub, Published, Signal, Topic};
 pub use key::{Desc, Key, KeyBuf, KeyReader, Prefix};

@@ -206,26 +206,59 @@ impl<'a> Layers<'a> {
         keys: &[SmallVec<[u8; 56]>],
         found: &mut dyn FnMut(usize, Raw<'_>),
     ) -> Result<()> {
-        for (index, key) in keys.iter().enumerate() {
-            self.get(table, key, &mut |raw| found(index, raw))?;
+        if table.chunked {
+            return keys
+                .iter()
+                .enumerate()
+                .try_for_each(|(index, key)| self.get(table, key, &mut |raw| found(index, raw)));
         }
-        Ok(())
+        let mut stored: SmallVec<[usize; 16]> = SmallVec::new();
+        for (index, key) in keys.iter().enumerate() {
+            match self.get_newer(key) {
+                Some(Some(value)) => found(index, Raw::Shared(value.clone())),
+                Some(None) => {}
+                None => stored.push(index),
+            }
+        }
+        let stored_keys: SmallVec<[&[u8]; 16]> =
+            stored.iter().filter_map(|&index| Some(&keys.get(index)?[..])).collect();
+        self.stable.snapshot.multi_get(table.hint, &stored_keys, &mut |nth, value| {
+            if let Some(&index) = stored.get(nth) {
+                found(index, Raw::Borrowed(value));
+            }
+        })
+    }
+
+    /// What is newer than the engine about a key; `Some(None)` if it was deleted. Records the read.
+    fn get_newer(&self, key: &[u8]) -> Option<Option<&'a Bytes>> {
+        if let Some(write) = self.batch.and_then(|batch| batch.find(key)) {
+            return Some(write.value.as_ref());
+        }
+        if let Some(recorder) = self.recorder {
+            recorder.read(key);
+        }
+        self.get_pending(key)
+    }
+
+    /// What the overlay says about a key.
+    fn get_pending(&self, key: &[u8]) -> Option<Option<&'a Bytes>> {
+        let row = self.overlay.iter().find_map(|rows| rows.get(key))?;
+        if let Some(recorder) = self.recorder {
+            recorder.saw_pending.set(true);
+        }
+        Some(row.0.value.as_ref())
     }
 
     /// One row as the engine knows it, own writes aside.
     pub(crate) fn get_row(&self, table: TableDef, key: &[u8], found: &mut dyn FnMut(Raw<'_>)) -> Result<()> {
-        for rows in self.overlay {
-            if let Some(row) = rows.get(key) {
-                if let Some(recorder) = self.recorder {
-                    recorder.saw_pending.set(true);
-                }
-                if let Some(value) = &row.0.value {
-                    found(Raw::Shared(value.clone()));
-                }
-                return Ok(());
+        match self.get_pending(key) {
+            Some(Some(value)) => found(Raw::Shared(value.clone())),
+            Some(None) => {}
+            None => {
+                return self.stable.snapshot.get(table.hint, key, &mut |value| found(Raw::Borrowed(value)));
             }
         }
-        self.stable.snapshot.get(table.hint, key, &mut |value| found(Raw::Borrowed(value)))
+        Ok(())
     }
 
     /// The whole value of a chunked table, given its first row: how many chunks follow (two bytes), then the first.

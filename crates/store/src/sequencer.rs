@@ -148,7 +148,7 @@ impl Core {
     /// it tells how many chunks are replaced.
     pub(crate) fn commit(&self, batch: Batch, view: Option<&View>) -> Result<Sequenced> {
         batch.validate()?;
-        self.engine.note_commit()?;
+        self.engine.note_commit(!batch.checks.is_empty() || !batch.guards.is_empty())?;
         let chunked = batch.writes.values().any(|write| write.table.chunked);
         let latest = if chunked && view.is_none() { Some(self.latest()) } else { None };
         let mut prepared = Prepared::new(batch, view.or(latest.as_ref()))?;
@@ -582,7 +582,7 @@ impl Core {
             .map(|commit| journal::entry_row(commit.version, &commit.topics))
             .collect();
         extra.push(journal::tip_row(version));
-        self.engine.write(&Group { rows, extra: &extra, version })?;
+        self.engine.write(&Group { rows, extra: &extra })?;
         Ok(Stable { engine: Arc::clone(&self.engine), snapshot: self.engine.snapshot()?, version })
     }
 
@@ -609,7 +609,11 @@ impl Core {
         let mut state = self.state.lock();
         let dropped = state.drop_queue();
         if !matches!(state.health, Health::Closed) {
-            state.health = Health::Failed(error.clone());
+            state.health = Health::Failed(match &error {
+                // Fits what was in flight, but not what will be refused.
+                Error::Unknown => Error::Engine("recovering from a write of unknown outcome".to_owned()),
+                error => error.clone(),
+            });
         }
         let durable = Durable { epoch: state.epoch, version: state.stable.version };
         drop(state);
@@ -640,7 +644,7 @@ impl Core {
         // the failed group may have been written after all. Writing the tip also proves that the engine writes.
         let last = self.state.lock().last.next();
         let extra = [journal::tip_row(last)];
-        self.engine.write(&Group { rows: &Rows::new(), extra: &extra, version: last })?;
+        self.engine.write(&Group { rows: &Rows::new(), extra: &extra })?;
         let stable = Arc::new(read_stable(Arc::clone(&self.engine), last)?);
         let mut state = self.state.lock();
         state.stable = Arc::clone(&stable);

@@ -6,8 +6,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
 
 use crate::{
-    Batch, Error, Hub, MemoryDisk, Pos, Result, Snapshot, Tx, View,
-    engine::Engine,
+    Batch, Disk, Error, Hub, MemoryDisk, Pos, Result, Snapshot, Tx, View,
+    engine::{Engine, rocks::Rocks},
     sequencer::{Core, Sequenced, spawn_committer},
 };
 
@@ -26,8 +26,16 @@ pub struct Store {
 
 /// Where a store keeps its data.
 pub enum Backing {
+    /// In a directory.
+    Disk(Disk),
     /// In memory, for tests.
     Memory(MemoryDisk),
+}
+
+impl From<Disk> for Backing {
+    fn from(disk: Disk) -> Self {
+        Self::Disk(disk)
+    }
 }
 
 impl From<MemoryDisk> for Backing {
@@ -46,7 +54,8 @@ impl Store {
     /// Opens the store, or creates it. Blocks, for as long as the engine needs to replay its log.
     pub fn open(backing: impl Into<Backing>) -> Result<Self> {
         let engine: Arc<dyn Engine> = match backing.into() {
-            Backing::Memory(disk) => Arc::new(disk),
+            Backing::Disk(disk) => Arc::new(Rocks::open(disk)?),
+            Backing::Memory(disk) => Arc::new(disk.engine()),
         };
         let core = Core::open(engine)?;
         let thread = spawn_committer(&core)?;

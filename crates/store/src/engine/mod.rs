@@ -1,13 +1,14 @@
 //! What the store needs from an engine. Engines know bytes and column families, never tables or positions.
 
 pub(crate) mod memory;
+pub(crate) mod rocks;
 
 use std::{borrow::Borrow, cmp::Ordering, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::{Pos, Result, table::Hint};
+use crate::{Result, table::Hint};
 
 /// One row written: shared between the overlay, the queue, the hub and the engine.
 #[derive(Debug, Clone)]
@@ -56,8 +57,6 @@ pub(crate) struct Group<'a> {
     pub(crate) rows: &'a Rows,
     /// Rows made by the committer: journal and tip.
     pub(crate) extra: &'a [Row],
-    /// The version of the last commit in the group.
-    pub(crate) version: Pos,
 }
 
 impl Group<'_> {
@@ -91,8 +90,8 @@ pub(crate) trait Engine: Send + Sync {
         Ok(())
     }
 
-    /// Called with every batch before it is sequenced; tests make it fail.
-    fn note_commit(&self) -> Result<()> {
+    /// Called for every batch before it is sequenced; tests make it fail.
+    fn note_commit(&self, _checked: bool) -> Result<()> {
         Ok(())
     }
 }
@@ -101,6 +100,14 @@ pub(crate) trait Engine: Send + Sync {
 pub(crate) trait EngineSnapshot: Send + Sync {
     /// Calls `found` with the value if there is one.
     fn get(&self, hint: Hint, key: &[u8], found: &mut dyn FnMut(&[u8])) -> Result<()>;
+
+    /// Calls `found` with the index of the key and the value for each key that has one.
+    fn multi_get(&self, hint: Hint, keys: &[&[u8]], found: &mut dyn FnMut(usize, &[u8])) -> Result<()> {
+        for (index, key) in keys.iter().enumerate() {
+            self.get(hint, key, &mut |value| found(index, value))?;
+        }
+        Ok(())
+    }
 
     /// Rows with `low <= key < high`.
     fn scan<'a>(&'a self, hint: Hint, low: &[u8], high: &[u8], reversed: bool) -> Box<dyn EngineIter + 'a>;
