@@ -389,7 +389,7 @@ fn event_ids(object: &CanonicalJsonObject, field: &'static str) -> Result<Vec<Ow
 /// The JSON of an event divided into what clients get and what only servers get.
 ///
 /// Both are the members of a JSON object without its braces, in canonical order, so that they can
-/// be spliced into a larger answer. `room_id`, `event_id` and `unsigned` are in neither.
+/// be spliced into a larger answer. `room_id` and `unsigned` are in neither.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parts {
     /// `"content":{..},"origin_server_ts":..,["redacts":..,]"sender":..,["state_key":..,]"type":..`
@@ -406,7 +406,7 @@ pub fn split_for_storage(object: &CanonicalJsonObject, rules: &RoomVersionRules)
     let mut parts = Parts { client: Vec::with_capacity(512), federation: Vec::with_capacity(768) };
     for (name, value) in object {
         let part = match name.as_str() {
-            "room_id" | "event_id" | "unsigned" => continue,
+            "room_id" | "unsigned" => continue,
             "content" | "origin_server_ts" | "sender" | "state_key" | "type" => &mut parts.client,
             // Sticky events: clients read the duration at the top level.
             "sticky" | "msc4354_sticky" => &mut parts.client,
@@ -508,4 +508,288 @@ fn redacts_of(
         top_level?.as_str()?.to_owned()
     };
     EventId::parse(id).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use ruma::canonical_json::{CanonicalJsonObject, CanonicalJsonValue};
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::{RULES_10, RULES_11, RULES_12, key_pair, object};
+
+    fn pdu(size_of_body: usize) -> CanonicalJsonObject {
+        object(json!({
+            "auth_events": ["$a"], "content": {"body": "x".repeat(size_of_body)}, "depth": 4,
+            "hashes": {"sha256": "abc"}, "origin_server_ts": 5, "prev_events": ["$b", "$c"],
+            "room_id": "!r:a.test", "sender": "@u:a.test",
+            "signatures": {"a.test": {"ed25519:1": "sig"}}, "type": "m.room.message",
+        }))
+    }
+
+    #[test]
+    fn pitfall_069_the_size_limit_is_65536_bytes_signatures_included() {
+        let frame = canonical(&pdu(0)).len();
+        let largest = pdu(MAX_EVENT_BYTES - frame);
+        assert_eq!(canonical(&largest).len(), 65_536);
+        assert!(Parsed::from_object(largest, RULES_11).is_ok());
+        let larger = Parsed::from_object(pdu(MAX_EVENT_BYTES - frame + 1), RULES_11);
+        assert!(matches!(larger, Err(FormatError::TooLarge(65_537))));
+    }
+
+    #[test]
+    fn pitfall_069_fields_are_limited_in_bytes_not_characters() {
+        for (field, fits, does_not) in [
+            ("type", "t".repeat(255), "t".repeat(256)),
+            ("state_key", "\u{e9}".repeat(127), "\u{e9}".repeat(128)),
+            ("sender", format!("@{}:a.test", "u".repeat(247)), format!("@{}:a.test", "u".repeat(248))),
+        ] {
+            for (value, ok) in [(fits, true), (does_not, false)] {
+                let mut object = pdu(0);
+                object.insert(field.to_owned(), CanonicalJsonValue::String(value));
+                assert_eq!(Parsed::from_object(object, RULES_11).is_ok(), ok, "{field}");
+            }
+        }
+    }
+
+    #[test]
+    fn pitfall_091_the_lists_of_events_are_limited() {
+        for (field, limit) in [("prev_events", MAX_PREV_EVENTS), ("auth_events", MAX_AUTH_EVENTS)] {
+            for (count, ok) in [(limit, true), (limit + 1, false)] {
+                let mut object = pdu(0);
+                let ids = (0..count).map(|n| CanonicalJsonValue::String(format!("$e{n}")));
+                object.insert(field.to_owned(), CanonicalJsonValue::Array(ids.collect()));
+                assert_eq!(Parsed::from_object(object, RULES_11).is_ok(), ok, "{count} {field}");
+            }
+        }
+    }
+
+    #[test]
+    fn malformed_events_are_no_events() {
+        for (field, value) in [
+            ("content", json!("text")),
+            ("content", json!(null)),
+            ("depth", json!(-1)),
+            ("depth", json!("1")),
+            ("origin_server_ts", json!(-1)),
+            ("origin_server_ts", json!("1")),
+            ("prev_events", json!([1])),
+            ("prev_events", json!([["$a:b", {}]])),
+            ("room_id", json!("r")),
+            ("sender", json!("alice")),
+            ("state_key", json!(1)),
+            ("type", json!(null)),
+        ] {
+            let mut object = pdu(0);
+            object.insert(field.to_owned(), value.clone().try_into().unwrap());
+            assert!(Parsed::from_object(object, RULES_11).is_err(), "{field}: {value}");
+        }
+    }
+
+    #[test]
+    fn pitfall_099_numbers_are_integers_of_53_bits() {
+        let with = |number: &str| {
+            let json = String::from_utf8(canonical(&pdu(0))).unwrap();
+            let json = json.replace(r#""body":"""#, &format!(r#""body":{number}"#));
+            Pdu::parse(json.as_bytes(), RULES_11).is_ok()
+        };
+        assert!(with("9007199254740991"));
+        assert!(with("-9007199254740991"));
+        assert!(!with("9007199254740992"));
+        assert!(!with("1.5"));
+        assert!(!with("1e3"));
+    }
+
+    #[test]
+    fn pitfall_099_of_duplicate_keys_the_last_one_counts() {
+        let json = String::from_utf8(canonical(&pdu(0))).unwrap();
+        let twice = json.replace(r#"{"body":""}"#, r#"{"body":"first","body":"last"}"#);
+        let pdu = Pdu::parse(twice.as_bytes(), RULES_11).unwrap();
+        assert_eq!(pdu.content.get(), r#"{"body":"last"}"#);
+    }
+
+    #[test]
+    fn only_the_versions_we_know_have_rules() {
+        for version in ["1", "2", "3", "4", "5", "13", "org.example"] {
+            assert!(rules(&RoomVersionId::try_from(version).unwrap()).is_none(), "{version}");
+        }
+        for version in SUPPORTED_VERSIONS {
+            assert!(rules(&version).is_some(), "{version}");
+        }
+    }
+
+    #[test]
+    fn pitfall_054_the_create_event_of_version_12_founds_its_room_id() {
+        let mut create = pdu(0);
+        create.remove("room_id");
+        create.extend(object(json!({
+            "type": "m.room.create", "state_key": "", "content": {"room_version": "12"},
+            "auth_events": [], "prev_events": []
+        })));
+        let parsed = Parsed::from_object(create.clone(), RULES_12).unwrap();
+        let hash = parsed.pdu.event_id.as_str().strip_prefix('$').unwrap();
+        assert_eq!(parsed.pdu.room_id.as_str(), format!("!{hash}"));
+        assert_eq!(Event::room_id(&parsed.pdu), None);
+        assert_eq!(create_id_of_room(&parsed.pdu.room_id).unwrap(), parsed.pdu.event_id);
+
+        let stored = parsed.parts(RULES_12);
+        let joined = join_from_storage(&stored, &parsed.pdu.room_id, RULES_12).unwrap();
+        assert_eq!(joined, parsed.json());
+        create.extend(object(json!({"room_id": "!r:a.test"})));
+        assert!(Parsed::from_object(create, RULES_12).is_err());
+    }
+
+    #[test]
+    fn pitfall_066_clients_find_redacts_in_both_places() {
+        let mut old = pdu(0);
+        old.extend(object(json!({
+            "type": "m.room.redaction", "redacts": "$x", "content": {"reason": "r", "redacts": "$no"}
+        })));
+        let mut new = pdu(0);
+        new.extend(object(json!({"type": "m.room.redaction", "content": {"redacts": "$x"}, "redacts": "$no"})));
+        for (object, rules) in [(old, RULES_10), (new, RULES_11)] {
+            let parsed = Parsed::from_object(object, rules).unwrap();
+            assert_eq!(parsed.pdu.redacts.as_deref(), Some(<&EventId>::try_from("$x").unwrap()));
+            let parts = parsed.parts(rules);
+            let client = with_redacts_for_clients(&parts.client, parsed.pdu.redacts.as_deref());
+            let client: serde_json::Value = serde_json::from_slice(&wrapped(&client)).unwrap();
+            assert_eq!(client["redacts"], "$x");
+            assert_eq!(client["content"]["redacts"], "$x");
+        }
+    }
+
+    #[test]
+    fn the_client_part_is_what_clients_get() {
+        let mut event = pdu(1);
+        event.extend(object(json!({"state_key": "", "origin": "a.test", "unsigned": {"age": 1}})));
+        let parts = split_for_storage(&event, RULES_11);
+        assert_eq!(
+            String::from_utf8(parts.client).unwrap(),
+            r#""content":{"body":"x"},"origin_server_ts":5,"sender":"@u:a.test","state_key":"","type":"m.room.message""#
+        );
+        assert_eq!(
+            String::from_utf8(parts.federation).unwrap(),
+            r#""auth_events":["$a"],"depth":4,"hashes":{"sha256":"abc"},"origin":"a.test","prev_events":["$b","$c"],"signatures":{"a.test":{"ed25519:1":"sig"}}"#
+        );
+    }
+
+    fn json_value() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(json!(null)),
+            any::<bool>().prop_map(|b| json!(b)),
+            (-9_007_199_254_740_991_i64..=9_007_199_254_740_991).prop_map(|n| json!(n)),
+            any::<String>().prop_map(|s| json!(s)),
+        ];
+        leaf.prop_recursive(3, 16, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(|list| json!(list)),
+                prop::collection::hash_map(any::<String>(), inner, 0..4).prop_map(|map| json!(map)),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_split_for_storage_joins_to_the_same_bytes(
+            extra in prop::collection::hash_map(any::<String>(), json_value(), 0..4),
+            content in prop::collection::hash_map(any::<String>(), json_value(), 0..4),
+            is_redaction: bool, with_event_id: bool,
+        ) {
+            let mut event: CanonicalJsonObject = object(json!(extra));
+            event.remove("state_key");
+            event.remove("unsigned");
+            event.extend(pdu(0));
+            event.insert("content".to_owned(), json!(content).try_into().unwrap());
+            event.extend(object(json!({"redacts": "$x"})));
+            if is_redaction {
+                event.extend(object(json!({"type": "m.room.redaction"})));
+            }
+            if with_event_id {
+                event.extend(object(json!({"event_id": "$an:a.test"})));
+            }
+            for rules in [RULES_10, RULES_11, RULES_12] {
+                let parsed = Parsed::from_object(event.clone(), rules).unwrap();
+                let parts = parsed.parts(rules);
+                let joined = join_from_storage(&parts, &parsed.pdu.room_id, rules).unwrap();
+                prop_assert_eq!(String::from_utf8(joined).unwrap(), String::from_utf8(parsed.json()).unwrap());
+
+                let pdu = parsed.pdu.clone();
+                let loaded = Pdu::from_storage(
+                    pdu.event_id.clone(), pdu.room_id.clone(), &parts, false, rules).unwrap();
+                prop_assert_eq!(format!("{loaded:?}"), format!("{pdu:?}"));
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_the_parser_fall_over(bytes: Vec<u8>) {
+            let _ = Pdu::parse(&bytes, RULES_11);
+            let parts = Parts { client: bytes.clone(), federation: bytes };
+            let room_id = RoomId::parse("!r:a.test").unwrap();
+            let _ = join_from_storage(&parts, &room_id, RULES_11);
+            let _ = with_redacts_for_clients(&parts.client, None);
+        }
+    }
+
+    #[test]
+    fn pending_numbers_resolve_to_real_ones() {
+        assert_eq!(EventNr::pending(3).resolve(40), EventNr(43));
+        assert_eq!(EventNr(7).resolve(40), EventNr(7));
+        assert!(EventNr::pending(0) > EventNr(u64::MAX >> 1));
+    }
+
+    #[test]
+    fn the_events_of_the_spec_hash_and_sign_as_it_says() {
+        // From the appendix "Cryptographic Test Vectors".
+        let key = key_pair("YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1");
+        let cases = [
+            (
+                json!({
+                    "room_id": "!x:domain", "sender": "@a:domain", "origin": "domain",
+                    "origin_server_ts": 1000000, "signatures": {}, "hashes": {}, "type": "X",
+                    "content": {}, "prev_events": [], "auth_events": [], "depth": 3,
+                    "unsigned": {"age_ts": 1000000}
+                }),
+                "5jM4wQpv6lnBo7CLIghJuHdW+s2CMBJPUOGOC89ncos",
+                "KxwGjPSDEtvnFgU00fwFz+l6d2pJM6XBIaMEn81SXPTRl16AqLAYqfIReFGZlHi5KLjAWbOoMszkwsQma+lYAg",
+            ),
+            (
+                json!({
+                    "content": {"body": "Here is the message content"}, "event_id": "$0:domain",
+                    "origin": "domain", "origin_server_ts": 1000000, "type": "m.room.message",
+                    "room_id": "!r:domain", "sender": "@u:domain", "signatures": {},
+                    "unsigned": {"age_ts": 1000000}
+                }),
+                "onLKD1bGljeBWQhWZ1kaP9SorVmRQNdN5aM2JYU2n/g",
+                "Wm+VzmOUOz08Ds+0NTWb1d4CZrVsJSikkeRxh6aCcUwu6pNC78FunoD7KNWzqFn241eYHYMGCA5McEiVPdhzBA",
+            ),
+        ];
+        for (event, hash, signature) in cases {
+            let mut event = object(event);
+            ruma::signatures::hash_and_sign_event("domain", &key, &mut event, &RULES_10.redaction).unwrap();
+            let event: serde_json::Value = serde_json::from_slice(&canonical(&event)).unwrap();
+            assert_eq!(event["hashes"]["sha256"], hash);
+            assert_eq!(event["signatures"]["domain"]["ed25519:1"], signature);
+        }
+    }
+
+    #[test]
+    fn the_objects_of_the_spec_are_canonical_as_it_says() {
+        // From the appendix "Canonical JSON".
+        let nested = r#"{"auth":{"success":true,"mxid":"@john.doe:example.com","profile":{"display_name":"John Doe","three_pids":[{"medium":"email","address":"john.doe@example.org"},{"medium":"msisdn","address":"123456789"}]}}}"#;
+        let sorted = r#"{"auth":{"mxid":"@john.doe:example.com","profile":{"display_name":"John Doe","three_pids":[{"address":"john.doe@example.org","medium":"email"},{"address":"123456789","medium":"msisdn"}]},"success":true}}"#;
+        for (given, expected) in [
+            ("{}", "{}"),
+            (r#"{"one": 1, "two": "Two"}"#, r#"{"one":1,"two":"Two"}"#),
+            (r#"{"b": "2", "a": "1"}"#, r#"{"a":"1","b":"2"}"#),
+            (nested, sorted),
+            ("{\"a\": \"\u{65e5}\u{672c}\u{8a9e}\"}", "{\"a\":\"\u{65e5}\u{672c}\u{8a9e}\"}"),
+            ("{\"\u{672c}\": 2, \"\u{65e5}\": 1}", "{\"\u{65e5}\":1,\"\u{672c}\":2}"),
+            (r#"{"a": "\u65E5"}"#, "{\"a\":\"\u{65e5}\"}"),
+            (r#"{"a": null}"#, r#"{"a":null}"#),
+        ] {
+            let object: CanonicalJsonObject = serde_json::from_str(given).unwrap();
+            assert_eq!(String::from_utf8(canonical(&object)).unwrap(), expected);
+        }
+    }
 }

@@ -22,6 +22,8 @@ pub mod signature;
 pub mod state;
 pub mod stripped;
 pub mod summary;
+#[cfg(test)]
+mod testing;
 pub mod timeline;
 pub mod visibility;
 

@@ -700,3 +700,271 @@ impl<N: Nodes> Nodes for Overlay<N> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Memory(HashMap<NodeId, Arc<Node>>);
+
+    impl Nodes for Memory {
+        type Error = Corrupt;
+
+        fn node(&self, id: NodeId) -> Result<Arc<Node>, Corrupt> {
+            self.0.get(&id).cloned().ok_or(Corrupt("no such node"))
+        }
+    }
+
+    impl Memory {
+        /// Stores nodes as a store would: encoded, with real numbers.
+        fn keep(&mut self, updated: Updated, base: u64) -> Root {
+            for (id, node) in updated.nodes {
+                let mut bytes = Vec::new();
+                node.resolve(base).encode(&mut bytes);
+                assert!(bytes.len() < 1024, "nodes are small");
+                let id = NodeId { nr: id.nr.resolve(base), idx: id.idx };
+                self.0.insert(id, Arc::new(Node::decode(&bytes).unwrap()));
+            }
+            updated.root.resolve(base)
+        }
+    }
+
+    type Model = BTreeMap<Key, EventNr>;
+
+    /// Few keys, of which many share their first bits, so that small tests reach deep trees.
+    fn key(n: u16) -> Key {
+        let part = if n % 3 == 0 { Part::Others } else { Part::Members };
+        let hash = Key::new("type", &n.to_string()).hash;
+        let shared = if n % 2 == 0 { 0 } else { u128::from(n & 0xf0) << 116 };
+        Key { part, hash: if n % 5 == 0 { shared | hash >> 24 } else { hash } }
+    }
+
+    fn entries(memory: &Memory, root: Root, select: Select) -> Vec<EventNr> {
+        let mut all: Vec<EventNr> = iter(memory, root, select).map(Result::unwrap).collect();
+        all.sort();
+        all
+    }
+
+    fn model_entries(model: &Model, select: Select) -> Vec<EventNr> {
+        let taken = model.iter().filter(|(key, _)| select.takes(key.part));
+        let mut all: Vec<EventNr> = taken.map(|(_, nr)| *nr).collect();
+        all.sort();
+        all
+    }
+
+    fn shape(memory: &Memory, id: NodeId) -> String {
+        match &memory.node(id).unwrap().0 {
+            Shape::Top { members, others } => {
+                let tree = |tree: &Option<Subtree>| tree.map(|tree| (tree.len, shape(memory, tree.id)));
+                format!("top({:?},{:?})", tree(members), tree(others))
+            }
+            Shape::Branch { len, bitmap, children } => {
+                let inner: Vec<String> = children.iter().map(|id| shape(memory, *id)).collect();
+                format!("branch({len},{bitmap:x},{inner:?})")
+            }
+            Shape::Leaf(entries) => format!("leaf({entries:?})"),
+        }
+    }
+
+    const SELECTS: [Select; 3] = [Select::All, Select::Only(Part::Members), Select::Only(Part::Others)];
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn the_tree_is_a_map(
+            batches in prop::collection::vec(
+                prop::collection::vec((0u16..400, prop::option::weighted(0.8, 0u64..1000)), 1..120),
+                1..12,
+            ),
+        ) {
+            let mut memory = Memory::default();
+            let mut versions = vec![(Root::EMPTY, Model::new())];
+            for (at, batch) in batches.iter().enumerate() {
+                let (root, mut model) = versions.last().cloned().unwrap();
+                let changes: Vec<_> =
+                    batch.iter().map(|(n, nr)| (key(*n), nr.map(EventNr))).collect();
+                let mut fresh = Fresh::new(EventNr::pending(3));
+                let updated = update(&memory, root, changes.clone(), &mut fresh).unwrap();
+                prop_assert_eq!(fresh.numbers_used(), 1);
+                for (key, nr) in changes {
+                    match nr {
+                        Some(nr) => model.insert(key, nr),
+                        None => model.remove(&key),
+                    };
+                }
+                let root = memory.keep(updated, 10_000 * (at as u64 + 1));
+                versions.push((root, model));
+            }
+            for (root, model) in &versions {
+                for n in 0..400 {
+                    let found = get(&memory, *root, key(n)).unwrap();
+                    prop_assert_eq!(found, model.get(&key(n)).copied());
+                }
+                for select in SELECTS {
+                    let expected = model_entries(model, select);
+                    prop_assert_eq!(len(&memory, *root, select).unwrap(), expected.len());
+                    prop_assert_eq!(entries(&memory, *root, select), expected);
+                }
+            }
+            for (before, old) in &versions {
+                for (after, new) in &versions {
+                    for select in SELECTS {
+                        let mut found = diff(&memory, *before, *after, select).unwrap();
+                        found.sort_by_key(|change| change.key);
+                        let keys: std::collections::BTreeSet<Key> =
+                            old.keys().chain(new.keys()).copied().collect();
+                        let expected: Vec<Change> = keys
+                            .into_iter()
+                            .filter(|key| select.takes(key.part))
+                            .map(|key| Change {
+                                key,
+                                before: old.get(&key).copied(),
+                                after: new.get(&key).copied(),
+                            })
+                            .filter(|change| change.before != change.after)
+                            .collect();
+                        prop_assert_eq!(found, expected);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn the_shape_depends_on_the_entries_only(
+            kept in prop::collection::btree_map(0u16..300, 0u64..1000, 0..200),
+            detour in prop::collection::vec(0u16..400, 0..200),
+            seed: u64,
+        ) {
+            let mut memory = Memory::default();
+            let set = |n: &u16, nr: &u64| (key(*n), Some(EventNr(*nr)));
+            let straight = kept.iter().map(|(n, nr)| set(n, nr));
+            let updated =
+                update(&memory, Root::EMPTY, straight, &mut Fresh::new(EventNr(1))).unwrap();
+            let straight = memory.keep(updated, 0);
+
+            let mut root = Root::EMPTY;
+            let mut order: Vec<_> = kept.iter().map(|(n, nr)| set(n, nr)).collect();
+            order.sort_by_key(|(key, _)| key.hash.rotate_left(seed as u32 % 128));
+            let extra = detour.iter().map(|n| (key(*n), Some(EventNr(5000))));
+            let gone = detour.iter().map(|n| {
+                (key(*n), kept.iter().find(|(k, _)| key(**k) == key(*n)).map(|(_, nr)| EventNr(*nr)))
+            });
+            let steps: Vec<_> = extra.chain(order).chain(gone).collect();
+            for (at, step) in steps.chunks(7).enumerate() {
+                let mut fresh = Fresh::new(EventNr(at as u64 + 2));
+                let updated = update(&memory, root, step.iter().copied(), &mut fresh).unwrap();
+                root = memory.keep(updated, 0);
+            }
+            let shapes = (straight.0.map(|id| shape(&memory, id)), root.0.map(|id| shape(&memory, id)));
+            prop_assert_eq!(shapes.0, shapes.1);
+        }
+
+        #[test]
+        fn no_bytes_make_the_decoder_fall_over(bytes: Vec<u8>) {
+            if let Ok(node) = Node::decode(&bytes) {
+                let mut again = Vec::new();
+                node.encode(&mut again);
+                prop_assert_eq!(again, bytes);
+            }
+        }
+    }
+
+    fn room(members: u64) -> (Memory, Root) {
+        let mut memory = Memory::default();
+        let entries = (0..members).map(|n| (Key::new("m.room.member", &format!("@user{n}:a.test")), EventNr(n)));
+        let mut fresh = Fresh::new(EventNr(1));
+        let updated = insert(&memory, Root::EMPTY, entries, &mut fresh).unwrap();
+        let root = memory.keep(updated, 0);
+        (memory, root)
+    }
+
+    #[test]
+    fn a_change_in_a_large_room_writes_little() {
+        let (memory, root) = room(10_000);
+        let mut fresh = Fresh::new(EventNr(2));
+        let change = [(Key::new("m.room.member", "@user77:a.test"), EventNr(20_000))];
+        let updated = insert(&memory, root, change, &mut fresh).unwrap();
+        let mut bytes = Vec::new();
+        for (_, node) in &updated.nodes {
+            node.encode(&mut bytes);
+        }
+        assert!(updated.nodes.len() <= 5 && bytes.len() < 1500, "{} bytes", bytes.len());
+    }
+
+    #[test]
+    fn setting_what_is_set_changes_nothing() {
+        let (memory, root) = room(100);
+        let same = [(Key::new("m.room.member", "@user7:a.test"), EventNr(7))];
+        let updated = insert(&memory, root, same, &mut Fresh::new(EventNr(2))).unwrap();
+        assert_eq!((updated.root, updated.nodes.len()), (root, 0));
+    }
+
+    #[test]
+    fn more_nodes_than_a_number_has_spill_to_the_next_number() {
+        let mut fresh = Fresh::new(EventNr::pending(5));
+        let ids: Vec<NodeId> = (0..65_537).map(|_| fresh.next()).collect();
+        assert_eq!(ids[65_535], NodeId { nr: EventNr::pending(5), idx: u16::MAX });
+        assert_eq!(ids[65_536], NodeId { nr: EventNr::pending(6), idx: 0 });
+        assert_eq!(fresh.numbers_used(), 2);
+    }
+
+    #[test]
+    fn several_events_of_one_commit_build_on_each_other() {
+        let (memory, root) = room(100);
+        let mut overlay = Overlay::new(&memory);
+        let topic = Key::new("m.room.topic", "");
+        let name = Key::new("m.room.name", "");
+        let first =
+            insert(&overlay, root, [(topic, EventNr::pending(0))], &mut Fresh::new(EventNr::pending(0))).unwrap();
+        overlay.extend(first.nodes);
+        let second =
+            insert(&overlay, first.root, [(name, EventNr::pending(1))], &mut Fresh::new(EventNr::pending(1))).unwrap();
+        overlay.extend(second.nodes);
+        assert_eq!(get(&overlay, second.root, topic).unwrap(), Some(EventNr::pending(0)));
+        assert_eq!(get(&overlay, second.root, name).unwrap(), Some(EventNr::pending(1)));
+        assert_eq!(len(&overlay, second.root, Select::All).unwrap(), 102);
+    }
+
+    #[test]
+    fn nodes_in_a_circle_are_an_error_not_a_hang() {
+        let mut memory = Memory::default();
+        let at = |nr| NodeId { nr: EventNr(nr), idx: 0 };
+        let circle = Shape::Branch { len: 40, bitmap: 3, children: vec![at(2), at(2)] };
+        let members = Some(Subtree { id: at(2), len: 40 });
+        memory.0.insert(at(1), Arc::new(Node(Shape::Top { members, others: None })));
+        memory.0.insert(at(2), Arc::new(Node(circle)));
+        let root = Root(Some(at(1)));
+        let low = Key { part: Part::Members, hash: 0 };
+        assert!(get(&memory, root, low).is_err());
+        assert!(iter(&memory, root, Select::All).any(|entry| entry.is_err()));
+        let change = insert(&memory, root, [(low, EventNr(1))], &mut Fresh::new(EventNr(9)));
+        assert!(change.is_err());
+    }
+
+    #[test]
+    fn the_stored_form_does_not_move() {
+        let id = |nr, idx| NodeId { nr: EventNr(nr), idx };
+        let bytes = |shape| {
+            let mut bytes = Vec::new();
+            Node(shape).encode(&mut bytes);
+            bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+        };
+        let top = Shape::Top { members: Some(Subtree { id: id(1, 2), len: 3 }), others: None };
+        assert_eq!(bytes(top), "01010000000000000001000200000003");
+        let branch = Shape::Branch { len: 33, bitmap: 5, children: vec![id(1, 0), id(2, 1)] };
+        assert_eq!(
+            bytes(branch),
+            "02000000210005000000000000000100000000000000000000020001"
+                .replace("00000000000000000000020001", "00000000000000020001")
+        );
+        assert_eq!(bytes(Shape::Leaf(vec![(0xabc, EventNr(7))])), "0300000000000000000000000000000abc0000000000000007");
+        let key = Key::new("m.room.member", "@alice:a.test");
+        assert_eq!(format!("{:032x}", key.hash), "");
+    }
+}
