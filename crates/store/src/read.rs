@@ -381,7 +381,7 @@ impl<'a> RawScan<'a> {
                     self.left = 0;
                     return self.iter.as_ref().and_then(|iter| iter.status().err()).map(Err);
                 }
-                Next::Engine => break self.from_engine(f),
+                Next::Engine => break self.stored_row(f),
                 which @ (Next::Newer | Next::Both) => {
                     if let (Next::Both, Some(iter)) = (which, &mut self.iter) {
                         iter.advance();
@@ -415,7 +415,7 @@ impl<'a> RawScan<'a> {
         }
     }
 
-    fn from_engine<R>(&mut self, f: impl FnOnce(&[u8], Raw<'_>) -> R) -> Result<R> {
+    fn stored_row<R>(&mut self, f: impl FnOnce(&[u8], Raw<'_>) -> R) -> Result<R> {
         let mut iter = self.iter.take();
         let result = match iter.as_ref().and_then(|iter| iter.row()) {
             Some((key, value)) => self.finish(key, Raw::Borrowed(value), false, f),

@@ -1,6 +1,6 @@
 //! The store as its users see it.
 
-use std::{fmt, future::Future, path::Path, sync::Arc, thread};
+use std::{fmt, path::Path, sync::Arc, thread};
 
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
@@ -100,44 +100,33 @@ impl Store {
     /// until everything it has seen is durable. What it reads through `tx` is checked, see [`Tx`].
     ///
     /// Dropping the future after the commit was sequenced does not undo it.
-    pub fn transact<T, E, F>(&self, decide: F) -> impl Future<Output = Result<Committed<T>, E>> + Send
+    pub async fn transact<T, E, F>(&self, decide: F) -> Result<Committed<T>, E>
     where
-        F: FnMut(&mut Tx) -> Result<T, E> + Send,
-        T: Send,
-        E: From<Error> + Send,
+        F: FnMut(&mut Tx) -> Result<T, E>,
+        E: From<Error>,
     {
-        self.transact_in(None, decide)
+        self.transact_in(None, decide).await
     }
 
     /// [`Store::transact`], with each attempt up to its place in the order under `lane`: transactions that would
     /// conflict take turns instead. The lane is not held while the disk is waited for.
-    pub fn transact_in<T, E, F>(
-        &self,
-        lane: Option<&Mutex<()>>,
-        mut decide: F,
-    ) -> impl Future<Output = Result<Committed<T>, E>> + Send
+    pub async fn transact_in<T, E, F>(&self, lane: Option<&Mutex<()>>, mut decide: F) -> Result<Committed<T>, E>
     where
-        F: FnMut(&mut Tx) -> Result<T, E> + Send,
-        T: Send,
-        E: From<Error> + Send,
+        F: FnMut(&mut Tx) -> Result<T, E>,
+        E: From<Error>,
     {
-        async move {
-            let mut turn = None;
-            for attempt in 0..ATTEMPTS {
-                self.core.wait_for_room().await;
-                if attempt == FREE_ATTEMPTS {
-                    turn = Some(self.lane.lock().await);
-                }
-                match self.attempt(lane, &mut decide) {
-                    Attempt::Again => continue,
-                    Attempt::Done(outcome) => {
-                        drop(turn);
-                        return outcome.settle(&self.core).await;
-                    }
-                }
+        let mut turn = None;
+        for attempt in 0..ATTEMPTS {
+            self.core.wait_for_room().await;
+            if attempt == FREE_ATTEMPTS {
+                turn = Some(self.lane.lock().await);
             }
-            Err(Error::Conflict.into())
+            if let Attempt::Done(outcome) = self.attempt(lane, &mut decide) {
+                drop(turn);
+                return outcome.settle(&self.core).await;
+            }
         }
+        Err(Error::Conflict.into())
     }
 
     fn attempt<T, E: From<Error>>(
@@ -170,9 +159,8 @@ impl Store {
     }
 
     /// Waits until everything this view sees is durable. `Unknown`: it will not be; read again.
-    pub fn settled(&self, view: &View) -> impl Future<Output = Result<()>> + Send + use<> {
-        let (core, epoch, version) = (Arc::clone(&self.core), view.epoch, view.version);
-        async move { core.settled(epoch, version).await }
+    pub async fn settled(&self, view: &View) -> Result<()> {
+        self.core.settled(view.epoch, view.version).await
     }
 
     /// Are writes taken? If not: the error they are refused with.

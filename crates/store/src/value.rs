@@ -226,6 +226,18 @@ impl Value for Pos {
     }
 }
 
+impl Value for (u64, u64) {
+    fn encode(&self, out: &mut ValueBuf) {
+        out.u64(self.0);
+        out.u64(self.1);
+    }
+    fn decode(raw: Raw<'_>) -> Result<Self, Corrupt> {
+        let mut fields = raw.reader();
+        let pair = (fields.u64()?, fields.u64()?);
+        fields.end().map(|()| pair)
+    }
+}
+
 impl Value for String {
     fn encode(&self, out: &mut ValueBuf) {
         out.raw(self.as_bytes());

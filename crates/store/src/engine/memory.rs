@@ -252,3 +252,203 @@ impl EngineIter for MemoryIter<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Batch, Pos, Read, Store,
+        contract::{InMemory, Place, counter, put_counter, run},
+        journal,
+        table::Table,
+    };
+
+    static COUNTERS: Table<u64, u64> = Table::new(1, "counters", Hint::Small, None, "numbers");
+
+    fn put(value: u64) -> Batch {
+        let mut batch = Batch::new();
+        batch.put(&COUNTERS, 1, &value);
+        batch
+    }
+
+    async fn increment(store: &Store) -> Result<u64> {
+        let committed = store
+            .transact(|tx| {
+                let next = tx.get(&COUNTERS, 1)?.unwrap_or_default() + 1;
+                tx.put(&COUNTERS, 1, &next);
+                Ok::<_, Error>(next)
+            })
+            .await;
+        committed.map(|committed| committed.value)
+    }
+
+    /// Waits until the store takes writes again.
+    async fn recovered(store: &Store) {
+        while store.health().is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[test]
+    fn what_is_held_is_pending_and_not_durable() {
+        let place = InMemory::new();
+        let store = place.open();
+        place.0.hold();
+        let tickets: Vec<_> = (1..=5).map(|value| store.commit(put(value)).unwrap()).collect();
+        assert_eq!(
+            (counter(&store.latest(), 1), counter(&store.snapshot(), 1), store.tip()),
+            (Some(5), None, Pos::ZERO)
+        );
+        run(async {
+            // A read-only transaction that saw pending data answers only when that is durable.
+            let reading = {
+                let store = store.clone();
+                tokio::spawn(async move { store.transact(|tx| Ok::<_, Error>(tx.get(&COUNTERS, 1)?)).await })
+            };
+            let blind = store.transact(|tx| Ok::<_, Error>(tx.get(&COUNTERS, 2)?)).await.unwrap();
+            assert_eq!(blind.value, None, "one that saw none of it does not wait");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert!(!reading.is_finished());
+            place.0.release();
+            let read = reading.await.unwrap().unwrap();
+            assert_eq!(read.value, Some(5));
+            for ticket in tickets {
+                assert!(ticket.durable().await.unwrap().version <= store.tip());
+            }
+        });
+    }
+
+    #[test]
+    fn a_crash_leaves_exactly_the_durable_prefix() {
+        let place = InMemory::new();
+        let store = place.open();
+        put_counter(&store, 1, 1);
+        put_counter(&store, 1, 2);
+        place.0.hold();
+        let lost: Vec<_> = (3..=6).map(|value| store.commit(put(value)).unwrap()).collect();
+        place.0.crash();
+        for ticket in lost {
+            assert!(matches!(ticket.durable_blocking(), Err(Error::Engine(_))));
+        }
+        assert_eq!(counter(&store.snapshot(), 1), Some(2), "reads go on");
+        assert_eq!(counter(&store.latest(), 1), Some(2));
+        assert!(matches!(store.commit(put(7)), Err(Error::Engine(_))));
+        let after = place.open();
+        assert_eq!((after.tip(), counter(&after.snapshot(), 1)), (Pos(2), Some(2)));
+        put_counter(&after, 1, 3);
+    }
+
+    #[test]
+    fn a_full_disk_fails_what_is_queued_and_recovers_when_space_returns() {
+        let place = InMemory::new();
+        let store = place.open();
+        put_counter(&store, 1, 1);
+        let before = store.latest();
+        place.0.hold();
+        let first = store.commit(put(2)).unwrap();
+        let second = store.commit(put(3)).unwrap();
+        let seen = store.latest();
+        place.0.set_full(true);
+        place.0.release();
+        assert!(matches!(first.durable_blocking(), Err(Error::Full)));
+        assert!(matches!(second.durable_blocking(), Err(Error::Full)));
+        run(async {
+            assert!(matches!(store.settled(&seen).await, Err(Error::Unknown)), "what was seen will never be durable");
+            assert!(store.settled(&before).await.is_err() || store.tip() >= before.version());
+            assert!(matches!(increment(&store).await, Err(Error::Full)));
+            assert_eq!(counter(&store.latest(), 1), Some(1));
+            place.0.set_full(false);
+            recovered(&store).await;
+            assert_eq!(increment(&store).await.unwrap(), 2);
+        });
+        assert!(store.tip() > seen.version(), "no position is given out twice");
+        let mut stale = put(9);
+        stale.check_unchanged(&COUNTERS, 5, seen.version());
+        assert!(matches!(store.commit(stale), Err(Error::Conflict)), "decided on what was lost");
+        drop(store);
+        assert_eq!(counter(&place.open().snapshot(), 1), Some(2));
+    }
+
+    #[test]
+    fn faults_cost_retries_but_no_update() {
+        for seed in 0..8 {
+            let place = InMemory::new();
+            let store = place.open();
+            place.0.set_faults(Faults {
+                seed,
+                conflict: 0.2,
+                expired: 0.1,
+                unknown_written: 0.05,
+                unknown_lost: 0.05,
+                delay: Duration::from_micros(200),
+            });
+            let (sure, maybe) = run(async {
+                let tasks: Vec<_> = (0..4).map(|_| tokio::spawn(many_increments(store.clone()))).collect();
+                let (mut sure, mut maybe) = (0, 0);
+                for task in tasks {
+                    let (s, m) = task.await.unwrap();
+                    sure += s;
+                    maybe += m;
+                }
+                (sure, maybe)
+            });
+            place.0.set_faults(Faults::default());
+            run(recovered(&store));
+            let total = counter(&store.snapshot(), 1).unwrap_or_default();
+            assert!(
+                (sure..=sure + maybe).contains(&total),
+                "seed {seed}: {sure} sure, {maybe} unknown, {total} counted"
+            );
+            drop(store);
+            assert_eq!(counter(&place.open().snapshot(), 1), Some(total));
+        }
+    }
+
+    /// How many increments were acknowledged, and of how many the outcome is unknown.
+    async fn many_increments(store: Store) -> (u64, u64) {
+        let (mut sure, mut maybe) = (0, 0);
+        for _ in 0..30 {
+            match increment(&store).await {
+                Ok(_) => sure += 1,
+                Err(Error::Conflict) => {}
+                Err(_) => {
+                    maybe += 1;
+                    recovered(&store).await;
+                }
+            }
+        }
+        (sure, maybe)
+    }
+
+    #[test]
+    fn the_same_seed_makes_the_same_choices() {
+        let choices = |seed| {
+            let disk = MemoryDisk::new();
+            let store = Store::open(disk.clone()).unwrap();
+            disk.set_faults(Faults { seed, conflict: 0.5, ..Faults::default() });
+            (0..64)
+                .map(|_| {
+                    let mut batch = put(1);
+                    batch.check_unchanged(&COUNTERS, 2, Pos::ZERO);
+                    store.commit(batch).is_ok()
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(choices(1), choices(1));
+        assert_ne!(choices(1), choices(2));
+    }
+
+    #[test]
+    fn every_read_call_is_one_round() {
+        let place = InMemory::new();
+        let store = place.open();
+        put_counter(&store, 1, 1);
+        let before = place.0.read_rounds();
+        let snapshot = store.snapshot();
+        counter(&snapshot, 1);
+        snapshot.multi_get(&COUNTERS, [1, 2, 3]).unwrap();
+        assert_eq!(snapshot.scan(&COUNTERS, COUNTERS.all()).count(), 1);
+        assert!(journal::cursors(&snapshot).unwrap().is_empty());
+        assert_eq!(place.0.read_rounds() - before, 4);
+    }
+}

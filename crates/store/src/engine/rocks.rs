@@ -86,7 +86,7 @@ impl Rocks {
 
     fn check_space(&self) -> Result<()> {
         let disk = statvfs(&self.disk.path).map_err(|errno| Error::Engine(format!("statvfs: {errno}")))?;
-        let free_bytes = u64::from(disk.blocks_available()).saturating_mul(disk.fragment_size());
+        let free_bytes = disk.blocks_available().saturating_mul(disk.fragment_size());
         if free_bytes < self.disk.reserve_bytes { Err(Error::Full) } else { Ok(()) }
     }
 }
