@@ -12,5 +12,6 @@ pub mod metrics;
 pub mod rng;
 mod services;
 pub mod signing;
+pub mod sync;
 
 pub use services::{App, Services, StartError};

@@ -1,0 +1,3 @@
+//! `/sync` and what goes with it: tokens, filters, who is waiting for what.
+
+pub mod token;

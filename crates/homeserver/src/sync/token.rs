@@ -1,0 +1,141 @@
+//! Tokens that say where in the stream a client is. The only place that writes or reads them.
+//!
+//! - `s<version>_<boot>.<serial>`, with a `t` at the end while somebody is typing: the `since` and `next_batch` of
+//!   sync. `version` is the store's version that the client has seen everything up to. What is not stored (typing,
+//!   presence) is counted by `serial`; it begins anew with each start of the server, which `boot` tells apart.
+//! - `t<position>`: a place between two events of a timeline (`prev_batch`, and `start` and `end` of `/messages`).
+//!   Reading backward from it yields events at or before the position, reading forward the events after it.
+//!
+//! Wherever a timeline token is taken, a sync token is taken too: it stands after everything its client has seen.
+
+use std::fmt;
+use std::str::FromStr;
+
+use store::Pos;
+
+use crate::error::{Error, Result};
+
+/// How far a client has seen what is not stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ephemeral {
+    /// Which start of the server `serial` belongs to.
+    pub boot: u32,
+    pub serial: u64,
+    /// The client was told of somebody who is typing: after a restart it has to be told that nobody is.
+    pub typing: bool,
+}
+
+/// Where a client's sync is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SyncToken {
+    pub version: Pos,
+    pub ephemeral: Ephemeral,
+}
+
+impl fmt::Display for SyncToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ephemeral { boot, serial, typing } = self.ephemeral;
+        write!(f, "s{}_{boot:08x}.{serial}{}", self.version, if typing { "t" } else { "" })
+    }
+}
+
+impl FromStr for SyncToken {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        parse_sync(text).ok_or_else(unknown)
+    }
+}
+
+/// The token of a place in a timeline.
+pub fn position(at: Pos) -> String {
+    format!("t{at}")
+}
+
+/// The place that a token of either kind stands for.
+pub fn parse_position(text: &str) -> Result<Pos> {
+    let place = match text.strip_prefix('t') {
+        Some(digits) => number(digits).map(Pos),
+        None => parse_sync(text).map(|token| token.version),
+    };
+    place.filter(|at| *at <= Pos::MAX).ok_or_else(unknown)
+}
+
+fn unknown() -> Error {
+    Error::invalid_param("This is no token of this server")
+}
+
+fn parse_sync(text: &str) -> Option<SyncToken> {
+    let (version, rest) = text.strip_prefix('s')?.split_once('_')?;
+    let (boot, serial) = rest.split_once('.')?;
+    if boot.len() != 8 || !boot.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        return None;
+    }
+    let boot = u32::from_str_radix(boot, 16).ok()?;
+    let (serial, typing) = match serial.strip_suffix('t') {
+        Some(serial) => (serial, true),
+        None => (serial, false),
+    };
+    let version = number(version).map(Pos).filter(|version| *version <= Pos::MAX)?;
+    Some(SyncToken { version, ephemeral: Ephemeral { boot, serial: number(serial)?, typing } })
+}
+
+/// Digits only: the standard library would take a sign, too.
+fn number(digits: &str) -> Option<u64> {
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn pitfall_020_tokens_come_back_as_they_were(version in 0..=Pos::MAX.0, boot: u32, serial: u64, typing: bool) {
+            let token = SyncToken { version: Pos(version), ephemeral: Ephemeral { boot, serial, typing } };
+            prop_assert_eq!(token.to_string().parse::<SyncToken>().unwrap(), token);
+            prop_assert_eq!(parse_position(&token.to_string()).unwrap(), token.version);
+            prop_assert_eq!(parse_position(&position(token.version)).unwrap(), token.version);
+        }
+
+        #[test]
+        fn any_text_is_a_token_or_a_400(text: String) {
+            if let Ok(token) = text.parse::<SyncToken>() {
+                prop_assert_eq!(parse_position(&text).unwrap(), token.version);
+            }
+        }
+    }
+
+    #[test]
+    fn garbled_tokens_are_refused() {
+        for text in [
+            "",
+            "s",
+            "t",
+            "s1",
+            "s1_",
+            "s1_00000000",
+            "s1_00000000.",
+            "s+1_00000000.1",
+            "s1_0000000.1",
+            "s1_+0000000.1",
+            "s1_0000000G.1",
+            "s1_00000000.1x",
+            "s99999999999999999999_00000000.1",
+            "s18446744073709551615_00000000.1",
+            "t-1",
+            "t1 ",
+            "12",
+            "s1_00000000.1_2",
+        ] {
+            assert!(text.parse::<SyncToken>().is_err(), "{text}");
+            let error = parse_position(text).unwrap_err();
+            assert_eq!(error.status(), 400);
+        }
+    }
+}
