@@ -4,7 +4,11 @@ use crate::client;
 use crate::http::Routes;
 
 pub fn routes() -> Routes {
-    Routes::default().join(client::discovery::routes())
+    Routes::default()
+        .join(client::discovery::routes())
+        .join(client::create_room::routes())
+        .join(client::membership::routes())
+        .join(client::message::routes())
 }
 
 #[cfg(test)]

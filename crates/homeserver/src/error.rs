@@ -268,6 +268,13 @@ impl From<store::Error> for Error {
 }
 
 /// A request that ruma could not read.
+impl From<::rooms::state::Corrupt> for Error {
+    #[track_caller]
+    fn from(cause: ::rooms::state::Corrupt) -> Self {
+        Self::internal(cause)
+    }
+}
+
 impl From<FromHttpRequestError> for Error {
     fn from(error: FromHttpRequestError) -> Self {
         match error {

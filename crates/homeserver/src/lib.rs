@@ -10,8 +10,11 @@ pub mod error;
 pub mod http;
 pub mod metrics;
 pub mod rng;
+pub mod rooms;
+pub mod schema;
 mod services;
 pub mod signing;
+pub mod stored;
 pub mod sync;
 
 pub use services::{App, Services, StartError};

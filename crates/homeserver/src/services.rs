@@ -16,6 +16,8 @@ use crate::http::Router;
 use crate::http::limits::Limits;
 use crate::metrics::Metrics;
 use crate::rng::Rng;
+use crate::rooms::Lanes;
+use crate::rooms::read::RoomCache;
 use crate::signing;
 
 #[derive(Clone)]
@@ -27,6 +29,10 @@ pub struct Services {
     pub store: Store,
     /// Signs events and requests of this server.
     pub signing_key: Ed25519KeyPair,
+    /// What is worth keeping in memory of rooms.
+    pub room_cache: RoomCache,
+    /// Who changes a room takes turns with others who do.
+    pub lanes: Lanes,
     pub clock: Clock,
     pub rng: Rng,
     pub metrics: Metrics,
@@ -56,6 +62,8 @@ impl App {
             metrics: Metrics::default(),
             shutdown: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            room_cache: RoomCache::new(config.memory_budget.as_usize() as u64 / 8),
+            lanes: Lanes::default(),
             store,
             signing_key,
             config,

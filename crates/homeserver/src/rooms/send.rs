@@ -1,0 +1,174 @@
+//! Sending events: messages, state, redactions. One request, one decision, one commit.
+//!
+//! The transaction row is in the same commit as the event, so that a retry answers with the same event, whatever
+//! happened in between. Not here: memberships (`membership`) and new rooms (`create`).
+
+use ::rooms::build::Draft;
+use ::rooms::redact::may_redact;
+use ruma::events::{StateEventType, TimelineEventType};
+use ruma::{
+    CanonicalJsonObject, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedUserId, RoomId, TransactionId, UserId,
+};
+use serde::Deserialize;
+use store::Read as _;
+
+use crate::App;
+use crate::auth::Requester;
+use crate::error::{Error, Result};
+use crate::rooms::change;
+use crate::rooms::write::{Origin, RoomTx};
+use crate::schema::{self, MembershipState, Txn};
+use crate::stored::TxnEcho;
+
+/// A transaction of a client: its scope is the device and the path (pitfall 1).
+#[derive(Clone, Debug)]
+pub struct TxnKey {
+    user_id: OwnedUserId,
+    device_id: String,
+    hash: [u8; 16],
+    transaction_id: String,
+}
+
+impl TxnKey {
+    /// `path` is what identifies the endpoint, without the transaction ID.
+    pub fn new(requester: &Requester, path: &[&str], transaction_id: &TransactionId) -> Self {
+        let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
+        for part in path.iter().copied().chain([transaction_id.as_str()]) {
+            digest.update(&(part.len() as u64).to_be_bytes());
+            digest.update(part.as_bytes());
+        }
+        let mut hash = [0; 16];
+        hash.copy_from_slice(&digest.finish().as_ref()[..16]);
+        TxnKey {
+            user_id: requester.user_id.clone(),
+            device_id: requester.device_id.as_ref().map_or_else(String::new, ToString::to_string),
+            hash,
+            transaction_id: transaction_id.to_string(),
+        }
+    }
+
+    fn row(&self) -> (&str, &str, &[u8; 16]) {
+        (self.user_id.as_str(), &self.device_id, &self.hash)
+    }
+
+    fn echo(&self) -> TxnEcho {
+        TxnEcho { device_id: self.device_id.clone(), transaction_id: self.transaction_id.clone() }
+    }
+}
+
+/// Puts an event into a room, once for each transaction. Returns its ID.
+pub async fn send(app: &App, room_id: &RoomId, draft: Draft, txn: Option<TxnKey>) -> Result<OwnedEventId> {
+    let sent = change(app, room_id, |room| {
+        if let Some(txn) = &txn
+            && let Some(done) = room.tx.get(&schema::TXNS, txn.row())?
+        {
+            return EventId::parse(done.event_id).map_err(Error::internal);
+        }
+        check_sender(room, &draft)?;
+        let origin = Origin { txn: txn.as_ref().map(TxnKey::echo) };
+        let event_id = room.append(draft.clone(), origin)?.event_id;
+        if let Some(txn) = &txn {
+            room.tx.put(&schema::TXNS, txn.row(), &Txn { event_id: event_id.to_string() });
+        }
+        Ok(event_id)
+    })
+    .await?;
+    Ok(sent.value)
+}
+
+/// Puts a state event into a room. The same content as now is the same event as now (pitfall 3).
+pub async fn send_state(app: &App, room_id: &RoomId, draft: Draft) -> Result<OwnedEventId> {
+    let sent = change(app, room_id, |room| {
+        check_sender(room, &draft)?;
+        let kind = StateEventType::from(draft.kind.to_string());
+        let state_key = draft.state_key.as_deref().unwrap_or_default();
+        if let Some(now) = room.state(&kind, state_key)?
+            && now.sender == draft.sender
+            && content_from(now.content.get().as_bytes()).is_ok_and(|content| content == draft.content)
+        {
+            return Ok(now.event_id.clone());
+        }
+        if kind == StateEventType::RoomCanonicalAlias {
+            crate::rooms::aliases::check_canonical(room, &draft.content)?;
+        }
+        Ok(room.append(draft.clone(), Origin::default())?.event_id)
+    })
+    .await?;
+    Ok(sent.value)
+}
+
+/// What the rules of rooms leave open, but users of this server may not do.
+fn check_sender(room: &RoomTx<'_>, draft: &Draft) -> Result<()> {
+    if draft.kind == TimelineEventType::RoomMember && draft.state_key.is_some() {
+        return Ok(());
+    }
+    if room.membership_of(&draft.sender)? != MembershipState::Join {
+        return Err(Error::forbidden("You are not in this room"));
+    }
+    if draft.kind == TimelineEventType::RoomRedaction && draft.state_key.is_none() {
+        check_redaction(room, draft)?;
+    }
+    if draft.state_key.is_none() {
+        check_annotation(room, draft)?;
+    }
+    Ok(())
+}
+
+fn check_redaction(room: &RoomTx<'_>, draft: &Draft) -> Result<()> {
+    let Some(redacts) = &draft.redacts else { return Err(Error::missing_param("What is to be redacted is missing")) };
+    let at = room.reader().find(room.nr, redacts)?.ok_or_else(|| Error::not_found("There is no such event"))?;
+    let target = room.tx.get(&schema::EVENTS, (room.nr, at))?.ok_or_else(|| Error::not_found("No such event"))?;
+    let sender = UserId::parse(target.sender()).map_err(Error::internal)?;
+    if may_redact(&draft.sender, &sender, &room.power()?) {
+        Ok(())
+    } else {
+        Err(Error::forbidden("You may not redact this event"))
+    }
+}
+
+/// One user annotates an event with one key once (pitfall 51).
+fn check_annotation(room: &RoomTx<'_>, draft: &Draft) -> Result<()> {
+    let Some(relates_to) = draft.content.get("m.relates_to").and_then(|value| value.as_object()) else { return Ok(()) };
+    let text = |name: &str| relates_to.get(name).and_then(|value| value.as_str());
+    let (Some("m.annotation"), Some(parent), Some(key)) = (text("rel_type"), text("event_id"), text("key")) else {
+        return Ok(());
+    };
+    let view = room.tx.unchecked();
+    for row in view.scan(&schema::RELATIONS, schema::RELATIONS.prefix((room.nr, parent))) {
+        let ((_, _, at), relation) = row?;
+        let same = relation.rel_type == "m.annotation"
+            && relation.kind == draft.kind.to_string()
+            && relation.sender == draft.sender.as_str()
+            && relation.key.as_deref() == Some(key);
+        if same && view.get(&schema::EVENTS, (room.nr, at))?.is_some_and(|event| event.redacted_by().is_none()) {
+            return Err(Error::bad_request(
+                "M_DUPLICATE_ANNOTATION".into(),
+                "You have annotated this event with this key already",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The content of a client's request as canonical JSON.
+pub fn content_from(bytes: &[u8]) -> Result<CanonicalJsonObject> {
+    ::rooms::build::content_from_json(bytes).map_err(|cause| Error::bad_json(cause.to_string()))
+}
+
+/// The content of a redaction.
+#[derive(Debug, Default, Deserialize)]
+pub struct Redaction {
+    pub reason: Option<String>,
+}
+
+/// A redaction as a draft.
+pub fn redaction(
+    sender: OwnedUserId,
+    redacts: OwnedEventId,
+    content: CanonicalJsonObject,
+    at: MilliSecondsSinceUnixEpoch,
+) -> Draft {
+    let mut draft = Draft::message(TimelineEventType::RoomRedaction, content, sender, at);
+    draft.redacts = Some(redacts);
+    draft
+}

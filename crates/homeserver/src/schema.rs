@@ -1,0 +1,462 @@
+//! Every table of the homeserver, on one page: tag, name, key, value, what a row means, and whom a write wakes.
+//!
+//! Tags are never reused. A test pins the list of tables. What the rows are *for* lives in the modules that use them;
+//! how rows are ordered, committed and read lives in the `store` crate.
+
+use bytes::Bytes;
+use ruma::RoomId;
+use serde::{Deserialize, Serialize};
+use store::{Corrupt, Hint, Pos, Raw, Table, TableDef, Value, ValueBuf, postcard_value};
+
+use crate::stored::{Head, StoredEvent};
+
+/// Topics: who wants to hear of a commit.
+pub mod topic {
+    use store::Topic;
+
+    use super::RoomNr;
+
+    /// The class of room topics; the key is the room number, big endian.
+    pub const ROOM: u8 = 1;
+    /// The class of user topics; the key is the user ID.
+    pub const USER: u8 = 2;
+    /// The class of membership topics; the key is the user ID.
+    pub const MEMBERSHIP: u8 = 3;
+
+    /// Something happened in a room: an event, a receipt.
+    pub fn room(room: RoomNr) -> Topic {
+        Topic::number(ROOM, room)
+    }
+    /// Something happened to a user: account data, devices, to-device messages.
+    pub fn user(user_id: &str) -> Topic {
+        Topic::new(USER, user_id.as_bytes())
+    }
+    /// The set of rooms that a user is joined to, invited to, … changed.
+    pub fn membership(user_id: &str) -> Topic {
+        Topic::new(MEMBERSHIP, user_id.as_bytes())
+    }
+}
+
+/// A room's number: the first eight bytes of the SHA-256 of its ID. Who creates or joins a room checks that the head
+/// under this number is absent or of the same room, so two rooms never share one.
+pub type RoomNr = u64;
+
+/// The number of a room. It says nothing about whether the room is known.
+pub fn room_nr(room_id: &RoomId) -> RoomNr {
+    let digest = ring::digest::digest(&ring::digest::SHA256, room_id.as_bytes());
+    let (first, _) = digest.as_ref().split_at(8);
+    first.iter().fold(0, |nr, byte| nr << 8 | u64::from(*byte))
+}
+
+// ---- the server itself -------------------------------------------------------------------------------------------
+
+pub const SERVER: Table<String, Bytes> = Table::new(0x01, "server", Hint::Small, None, "a fact about this server");
+pub const JOBS: Table<Pos, Job> =
+    Table::new(0x02, "jobs", Hint::Small, None, "work that was decided and is carried out in the background");
+
+// ---- accounts ----------------------------------------------------------------------------------------------------
+
+pub const USERS: Table<String, User> = Table::new(0x10, "users", Hint::Small, None, "an account, by user ID");
+pub const PROFILES: Table<(String, String), Bytes> =
+    Table::new(0x11, "profiles", Hint::Small, None, "a profile field as JSON, by user ID and field");
+pub const DEVICES: Table<(String, String), Device> =
+    Table::new(0x12, "devices", Hint::Small, Some(|(user, _)| topic::user(user)), "a device, by user ID and device ID");
+/// The key is the SHA-256 of the token, so that a stolen disk does not log anybody in.
+pub const TOKENS: Table<Bytes, Token> =
+    Table::new(0x13, "tokens", Hint::Small, None, "an access or refresh token, by hash");
+pub const DEVICE_TOKENS: Table<(String, String, Bytes), ()> =
+    Table::new(0x14, "device_tokens", Hint::Small, None, "a device's tokens, by user ID, device ID and token hash");
+pub const REGISTRATION_TOKENS: Table<String, RegistrationToken> =
+    Table::new(0x15, "registration_tokens", Hint::Small, None, "a registration token");
+/// The room ID is empty for global account data.
+pub const ACCOUNT_DATA: Table<(String, String, String), AccountData> =
+    Table::new(0x16, "account_data", Hint::Small, None, "account data, by user ID, room ID or nothing, and type")
+        .chunked();
+pub const ACCOUNT_DATA_LOG: Table<(String, Pos), AccountDataKey> = Table::new(
+    0x17,
+    "account_data_log",
+    Hint::Log,
+    Some(|(user, _)| topic::user(user)),
+    "what account data changed last here, by user ID and position",
+);
+/// The position in [`ACCOUNT_DATA_LOG`] of each piece of account data, so that its older log row can be deleted.
+pub const ACCOUNT_DATA_AT: Table<(String, String, String), Pos> = Table::new(
+    0x18,
+    "account_data_at",
+    Hint::Small,
+    None,
+    "where account data changed last, by user ID, room ID, type",
+);
+pub const FILTERS: Table<(String, u64), Bytes> =
+    Table::new(0x19, "filters", Hint::Small, None, "a sync filter as JSON, by user ID and filter ID").chunked();
+
+// ---- rooms -------------------------------------------------------------------------------------------------------
+
+pub const HEADS: Table<RoomNr, Head> = Table::new(0x21, "heads", Hint::Small, None, "what a room looks like now");
+/// An event's number is the position of its first storage, which is its place in the stream.
+pub const EVENTS: Table<(RoomNr, Pos), StoredEvent> =
+    Table::new(0x22, "events", Hint::Bulk, Some(|(room, _)| topic::room(room)), "an event, by room and position");
+pub const EVENT_IDS: Table<String, EventAt> =
+    Table::new(0x23, "event_ids", Hint::Lookup, None, "where an event lies, by event ID");
+pub const STATE_NODES: Table<(Pos, u16), Bytes> =
+    Table::new(0x24, "state_nodes", Hint::Lookup, None, "a node of a state tree, by event number and index");
+pub const MEMBERSHIPS: Table<(String, RoomNr), Membership> = Table::new(
+    0x25,
+    "memberships",
+    Hint::Small,
+    Some(|(user, _)| topic::membership(user)),
+    "what a local user is in a room, by user ID and room",
+);
+/// The hash is over the request path without the transaction ID, and the transaction ID.
+pub const TXNS: Table<(String, String, [u8; 16]), Txn> =
+    Table::new(0x26, "txns", Hint::Lookup, None, "an answered transaction, by user ID, device ID, hash of path and ID");
+pub const RELATIONS: Table<(RoomNr, String, Pos), Relation> =
+    Table::new(0x27, "relations", Hint::Lookup, None, "an event that relates to another, by room, parent ID, position");
+pub const ALIASES: Table<String, Alias> = Table::new(0x28, "aliases", Hint::Small, None, "a room alias");
+pub const ROOM_ALIASES: Table<(RoomNr, String), ()> =
+    Table::new(0x29, "room_aliases", Hint::Small, None, "the aliases of a room, by room and alias");
+pub const PUBLIC_ROOMS: Table<RoomNr, ()> =
+    Table::new(0x2a, "public_rooms", Hint::Small, None, "a room in the room directory");
+pub const RECEIPTS: Table<(RoomNr, String, ReceiptKind), Receipt> =
+    Table::new(0x2b, "receipts", Hint::Small, None, "how far a user has read, by room, user ID and kind");
+pub const RECEIPT_LOG: Table<(RoomNr, Pos), ReceiptKey> = Table::new(
+    0x2c,
+    "receipt_log",
+    Hint::Log,
+    Some(|(room, _)| topic::room(room)),
+    "which receipt moved last here, by room and position",
+);
+
+// ---- media -------------------------------------------------------------------------------------------------------
+
+pub const MEDIA: Table<String, Media> = Table::new(0x40, "media", Hint::Small, None, "an uploaded file, by media ID");
+pub const USER_MEDIA: Table<(String, String), ()> =
+    Table::new(0x41, "user_media", Hint::Small, None, "the uploads of a user, by user ID and media ID");
+pub const MEDIA_FILES: Table<([u8; 32], String), ()> =
+    Table::new(0x42, "media_files", Hint::Lookup, None, "which uploads share a file, by SHA-256 and media ID");
+
+/// All tables, for export, for the documentation and for the test that pins them.
+pub fn tables() -> Vec<TableDef> {
+    vec![
+        SERVER.def(),
+        JOBS.def(),
+        USERS.def(),
+        PROFILES.def(),
+        DEVICES.def(),
+        TOKENS.def(),
+        DEVICE_TOKENS.def(),
+        REGISTRATION_TOKENS.def(),
+        ACCOUNT_DATA.def(),
+        ACCOUNT_DATA_LOG.def(),
+        ACCOUNT_DATA_AT.def(),
+        FILTERS.def(),
+        HEADS.def(),
+        EVENTS.def(),
+        EVENT_IDS.def(),
+        STATE_NODES.def(),
+        MEMBERSHIPS.def(),
+        TXNS.def(),
+        RELATIONS.def(),
+        ALIASES.def(),
+        ROOM_ALIASES.def(),
+        PUBLIC_ROOMS.def(),
+        RECEIPTS.def(),
+        RECEIPT_LOG.def(),
+        MEDIA.def(),
+        USER_MEDIA.def(),
+        MEDIA_FILES.def(),
+    ]
+}
+
+// ---- values ------------------------------------------------------------------------------------------------------
+
+/// Work that a request decided on and that goes on after its answer, also after a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Job {
+    /// Bring a user's member events up to date with their profile, in the joined rooms from this one on.
+    PropagateProfile { user_id: String, from: RoomNr },
+    /// Make a deactivated user leave the rooms that are left, and refuse the invites.
+    LeaveAll { user_id: String },
+}
+postcard_value!(Job, 1);
+
+/// An account. It is never deleted: a deactivated localpart is not given away again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// The argon2id hash; absent for accounts that do not log in by password.
+    pub password_hash: Option<String>,
+    pub created_ts: u64,
+    pub admin: bool,
+    pub guest: bool,
+    pub deactivated: bool,
+    pub locked: bool,
+    pub suspended: bool,
+}
+postcard_value!(User, 1);
+
+/// A device. Its keys have tables of their own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    pub display_name: Option<String>,
+    pub created_ts: u64,
+    pub last_seen_ts: Option<u64>,
+    pub last_seen_ip: Option<String>,
+}
+postcard_value!(Device, 1);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TokenKind {
+    Access,
+    Refresh,
+}
+
+/// What a token stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    pub kind: TokenKind,
+    pub user_id: String,
+    pub device_id: String,
+    /// When an access token ends, in milliseconds since the epoch.
+    pub expires_ts: Option<u64>,
+    /// For an access token that was given out with a refresh token, and for that refresh token: the hash of the refresh
+    /// token that was used to get this pair. It stays valid until one of the new pair is used.
+    pub replaces: Option<Vec<u8>>,
+    /// The other token of the pair.
+    pub partner: Option<Vec<u8>>,
+}
+postcard_value!(Token, 1);
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistrationToken {
+    /// How many accounts it may make; absent for any number.
+    pub uses_allowed: Option<u64>,
+    pub completed: u64,
+    pub expires_ts: Option<u64>,
+}
+postcard_value!(RegistrationToken, 1);
+
+/// The content, as the client sent it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccountData(pub Bytes);
+
+impl Value for AccountData {
+    fn encode(&self, out: &mut ValueBuf) {
+        out.u8(1);
+        out.raw(&self.0);
+    }
+    fn decode(raw: Raw<'_>) -> Result<Self, Corrupt> {
+        let mut bytes = raw.into_bytes();
+        if bytes.first() != Some(&1) {
+            return Err(Corrupt::new("account data of an unknown format"));
+        }
+        Ok(AccountData(bytes.split_off(1)))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountDataKey {
+    /// Empty for global account data.
+    pub room_id: String,
+    pub kind: String,
+}
+postcard_value!(AccountDataKey, 1);
+
+/// Where an event lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EventAt {
+    pub room: RoomNr,
+    pub at: Pos,
+}
+
+impl Value for EventAt {
+    fn encode(&self, out: &mut ValueBuf) {
+        out.u8(1);
+        out.u64(self.room);
+        out.pos(self.at);
+    }
+    fn decode(raw: Raw<'_>) -> Result<Self, Corrupt> {
+        let mut r = raw.reader();
+        format_one(r.u8()?)?;
+        let found = EventAt { room: r.u64()?, at: r.pos()? };
+        r.end().map(|()| found)
+    }
+}
+
+/// The `membership` of a member event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum MembershipState {
+    Join = 1,
+    Invite = 2,
+    Knock = 3,
+    Leave = 4,
+    Ban = 5,
+}
+
+impl MembershipState {
+    pub fn parse(membership: &str) -> Option<Self> {
+        Some(match membership {
+            "join" => Self::Join,
+            "invite" => Self::Invite,
+            "knock" => Self::Knock,
+            "leave" => Self::Leave,
+            "ban" => Self::Ban,
+            _ => return None,
+        })
+    }
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Join => "join",
+            Self::Invite => "invite",
+            Self::Knock => "knock",
+            Self::Leave => "leave",
+            Self::Ban => "ban",
+        }
+    }
+}
+
+/// What a local user is in a room, and since when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    pub state: MembershipState,
+    /// The member event.
+    pub event: Pos,
+    /// Where the user last joined (a change of profile does not count), if they ever did.
+    pub joined: Option<Pos>,
+    /// Whether the user was ever joined before the present membership, and may still read that part.
+    pub was_joined: bool,
+    /// The user no longer wants to see the room.
+    pub forgotten: bool,
+}
+
+impl Value for Membership {
+    fn encode(&self, out: &mut ValueBuf) {
+        out.u8(1);
+        out.u8(self.state as u8);
+        out.pos(self.event);
+        out.pos(self.joined.unwrap_or(Pos::ZERO));
+        out.u8(u8::from(self.was_joined) | u8::from(self.forgotten) << 1);
+    }
+    fn decode(raw: Raw<'_>) -> Result<Self, Corrupt> {
+        let mut r = raw.reader();
+        format_one(r.u8()?)?;
+        let state = match r.u8()? {
+            1 => MembershipState::Join,
+            2 => MembershipState::Invite,
+            3 => MembershipState::Knock,
+            4 => MembershipState::Leave,
+            5 => MembershipState::Ban,
+            _ => return Err(Corrupt::new("an unknown membership")),
+        };
+        let event = r.pos()?;
+        let joined = Some(r.pos()?).filter(|at| *at != Pos::ZERO);
+        let bits = r.u8()?;
+        r.end()?;
+        Ok(Membership { state, event, joined, was_joined: bits & 1 != 0, forgotten: bits & 2 != 0 })
+    }
+}
+
+/// The answer to a transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Txn {
+    /// Empty for transactions whose answer is an empty object.
+    pub event_id: String,
+}
+postcard_value!(Txn, 1);
+
+/// How an event relates to its parent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relation {
+    pub rel_type: String,
+    pub kind: String,
+    pub sender: String,
+    /// The `key` of an annotation.
+    pub key: Option<String>,
+}
+postcard_value!(Relation, 1);
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alias {
+    pub room_id: String,
+    pub creator: String,
+}
+postcard_value!(Alias, 1);
+
+/// `m.read` or `m.read.private`, and the thread: empty for unthreaded receipts, `main`, or a thread root's event ID.
+pub type ReceiptKind = (bool, String);
+
+/// How far a user has read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// Its row in [`RECEIPT_LOG`].
+    pub at: Pos,
+    /// Where the event lies; zero for an event that is not here.
+    pub event: Pos,
+    pub event_id: String,
+    /// When it was sent, in milliseconds since the epoch.
+    pub ts: u64,
+}
+
+impl Value for Receipt {
+    fn encode(&self, out: &mut ValueBuf) {
+        out.u8(1);
+        out.pos(self.at);
+        out.pos(self.event);
+        out.u64(self.ts);
+        out.raw(self.event_id.as_bytes());
+    }
+    fn decode(raw: Raw<'_>) -> Result<Self, Corrupt> {
+        let mut r = raw.reader();
+        format_one(r.u8()?)?;
+        let (at, event, ts) = (r.pos()?, r.pos()?, r.u64()?);
+        let event_id = std::str::from_utf8(r.rest()).map_err(|_| Corrupt::new("an event ID that is not UTF-8"))?;
+        Ok(Receipt { at, event, event_id: event_id.to_owned(), ts })
+    }
+}
+
+/// Points from the log to the receipt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiptKey {
+    pub user_id: String,
+    /// `m.read.private`: nobody else may see it.
+    pub private: bool,
+    pub thread: String,
+}
+postcard_value!(ReceiptKey, 1);
+
+/// An uploaded file, or a place kept for one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Media {
+    pub user_id: String,
+    pub created_ts: u64,
+    /// Absent until the content has arrived; then the name of the file on disk.
+    pub sha256: Option<[u8; 32]>,
+    pub size_bytes: u64,
+    pub content_type: Option<String>,
+    pub filename: Option<String>,
+    /// When a place that was kept for a later upload is given up.
+    pub unused_expires_ts: Option<u64>,
+}
+postcard_value!(Media, 1);
+
+fn format_one(version: u8) -> Result<(), Corrupt> {
+    if version == 1 { Ok(()) } else { Err(Corrupt::new("an unknown format version")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_are_these_and_tags_are_unique() {
+        let tables = tables();
+        let mut tags: Vec<u8> = tables.iter().map(|t| t.tag).collect();
+        tags.dedup();
+        assert_eq!(tags.len(), tables.len(), "tags ascend and none is used twice");
+        let list: Vec<String> = tables
+            .iter()
+            .map(|t| format!("{:02x} {} {:?}{}", t.tag, t.name, t.hint, if t.chunked { " chunked" } else { "" }))
+            .collect();
+        insta::assert_snapshot!(list.join("\n"));
+    }
+}
