@@ -40,8 +40,11 @@
 mod batch;
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+mod encoding;
 mod engine;
 mod error;
+pub mod export;
 mod hub;
 pub mod journal;
 mod key;

@@ -22,6 +22,7 @@ use crate::{
     Batch, Error, Hub, Pos, Published, Read, Result, Topic, View,
     batch::{Check, Guard, Write, hash_key},
     engine::{Engine, Group, Row, RowRef, Rows},
+    export::IMPORTING,
     journal,
     key::Stamp,
     limits,
@@ -109,6 +110,12 @@ impl Core {
     pub(crate) fn open(engine: Arc<dyn Engine>) -> Result<Arc<Self>> {
         let stable = Arc::new(read_stable(engine, Pos::ZERO)?);
         let tip = stable.version;
+        let opened = View { stable: Arc::clone(&stable), overlay: SmallVec::new(), version: tip, epoch: 0 };
+        if opened.contains(&IMPORTING, ())? {
+            return Err(Error::Engine(
+                "an import into this store was interrupted; delete it and start again".to_owned(),
+            ));
+        }
         Ok(Arc::new(Self {
             engine: Arc::clone(&stable.engine),
             hub: Hub::new(tip),

@@ -53,10 +53,7 @@ impl fmt::Debug for Store {
 impl Store {
     /// Opens the store, or creates it. Blocks, for as long as the engine needs to replay its log.
     pub fn open(backing: impl Into<Backing>) -> Result<Self> {
-        let engine: Arc<dyn Engine> = match backing.into() {
-            Backing::Disk(disk) => Arc::new(Rocks::open(disk)?),
-            Backing::Memory(disk) => Arc::new(disk.engine()),
-        };
+        let engine = open_engine(backing.into())?;
         let core = Core::open(engine)?;
         let thread = spawn_committer(&core)?;
         let closer = Closer { core: Arc::clone(&core), thread: Mutex::new(Some(thread)) };
@@ -184,6 +181,13 @@ impl Store {
         stats.push(("queued_bytes", self.core.queued_bytes() as u64));
         stats
     }
+}
+
+pub(crate) fn open_engine(backing: Backing) -> Result<Arc<dyn Engine>> {
+    Ok(match backing {
+        Backing::Disk(disk) => Arc::new(Rocks::open(disk)?),
+        Backing::Memory(disk) => Arc::new(disk.engine()),
+    })
 }
 
 /// Ends the committer when the last user of the store is gone.

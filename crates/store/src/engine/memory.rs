@@ -18,7 +18,8 @@ use parking_lot::{Condvar, Mutex};
 use super::{Engine, EngineIter, EngineSnapshot, Group};
 use crate::{Error, Result, table::Hint};
 
-type Rows = OrdMap<Bytes, Bytes>;
+/// One map per hint, like the column families of a real engine.
+type Rows = [OrdMap<Bytes, Bytes>; Hint::ALL.len()];
 
 /// A disk that lives in memory. Clones are the same disk, so that a test can open a store again on what it left.
 #[derive(Debug, Clone, Default)]
@@ -128,9 +129,10 @@ impl Disk {
 
     fn apply(&mut self, group: &Group<'_>) {
         for row in group.iter() {
+            let rows = &mut self.rows[row.hint as usize];
             match &row.value {
-                Some(value) => self.rows.insert(Bytes::copy_from_slice(&row.key), value.clone()),
-                None => self.rows.remove(row.key.as_slice()),
+                Some(value) => rows.insert(Bytes::copy_from_slice(&row.key), value.clone()),
+                None => rows.remove(row.key.as_slice()),
             };
         }
     }
@@ -193,7 +195,7 @@ impl Engine for MemoryEngine {
     }
 
     fn stats(&self) -> Vec<(&'static str, u64)> {
-        vec![("rows_estimate", self.shared.disk.lock().rows.len() as u64)]
+        vec![("rows_estimate", self.shared.disk.lock().rows.iter().map(OrdMap::len).sum::<usize>() as u64)]
     }
 
     fn note_read(&self, in_transaction: bool) -> Result<()> {
@@ -218,15 +220,15 @@ impl Engine for MemoryEngine {
 struct MemorySnapshot(Rows);
 
 impl EngineSnapshot for MemorySnapshot {
-    fn get(&self, _: Hint, key: &[u8], found: &mut dyn FnMut(&[u8])) -> Result<()> {
-        if let Some(value) = self.0.get(key) {
+    fn get(&self, hint: Hint, key: &[u8], found: &mut dyn FnMut(&[u8])) -> Result<()> {
+        if let Some(value) = self.0[hint as usize].get(key) {
             found(value);
         }
         Ok(())
     }
 
-    fn scan<'a>(&'a self, _: Hint, low: &[u8], high: &[u8], reversed: bool) -> Box<dyn EngineIter + 'a> {
-        let rows = self.0.range::<_, [u8]>((Bound::Included(low), Bound::Excluded(high)));
+    fn scan<'a>(&'a self, hint: Hint, low: &[u8], high: &[u8], reversed: bool) -> Box<dyn EngineIter + 'a> {
+        let rows = self.0[hint as usize].range::<_, [u8]>((Bound::Included(low), Bound::Excluded(high)));
         let rows: Box<dyn Iterator<Item = _>> = if reversed { Box::new(rows.rev()) } else { Box::new(rows) };
         let mut iter = MemoryIter { rows, row: None };
         iter.advance();
@@ -303,9 +305,9 @@ mod tests {
             // A read-only transaction that saw pending data answers only when that is durable.
             let reading = {
                 let store = store.clone();
-                tokio::spawn(async move { store.transact(|tx| Ok::<_, Error>(tx.get(&COUNTERS, 1)?)).await })
+                tokio::spawn(async move { store.transact(|tx| tx.get(&COUNTERS, 1)).await })
             };
-            let blind = store.transact(|tx| Ok::<_, Error>(tx.get(&COUNTERS, 2)?)).await.unwrap();
+            let blind = store.transact(|tx| tx.get(&COUNTERS, 2)).await.unwrap();
             assert_eq!(blind.value, None, "one that saw none of it does not wait");
             tokio::time::sleep(Duration::from_millis(20)).await;
             assert!(!reading.is_finished());

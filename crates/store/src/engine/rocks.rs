@@ -370,3 +370,109 @@ impl Group<'_> {
             + limits::KEY_BYTES
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Batch, Pos, Read, Store,
+        contract::{OnDisk, Place, counter, put_counter},
+        table::Table,
+    };
+
+    static ROWS: Table<u64, Bytes> = Table::new(2, "rows", Hint::Bulk, None, "ballast");
+
+    fn stat(store: &Store, name: &str) -> u64 {
+        store.stats().into_iter().find(|(stat, _)| *stat == name).unwrap().1
+    }
+
+    fn fill(store: &Store, rows: u64) {
+        for row in 0..rows {
+            let mut batch = Batch::new();
+            batch.put(&ROWS, row, &Bytes::from(vec![row as u8; 10_000]));
+            let ticket = store.commit(batch).unwrap();
+            if row % 100 == 99 {
+                ticket.durable_blocking().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_is_a_store_of_its_own() {
+        let place = OnDisk::new();
+        let store = place.open();
+        put_counter(&store, 1, 1);
+        let copies = tempfile::tempdir().unwrap();
+        let copy = copies.path().join("copy");
+        store.checkpoint(&copy).unwrap();
+        put_counter(&store, 1, 2);
+        assert!(store.checkpoint(&copy).is_err(), "never over something else");
+        let copied = Store::open(Disk::at(&copy)).unwrap();
+        assert_eq!((counter(&copied.snapshot(), 1), copied.tip()), (Some(1), Pos(1)));
+        put_counter(&copied, 1, 7);
+        assert_eq!(counter(&store.snapshot(), 1), Some(2));
+    }
+
+    #[test]
+    fn one_process_at_a_time() {
+        let place = OnDisk::new();
+        let _store = place.open();
+        assert!(matches!(Store::open(Disk::at(place.0.path())), Err(Error::Engine(_))));
+    }
+
+    #[test]
+    fn memory_stays_within_the_budget() {
+        const BUDGET: u64 = 16 << 20;
+        let place = OnDisk::new();
+        let store = place.open();
+        fill(&store, 8_000);
+        let snapshot = store.snapshot();
+        assert_eq!(snapshot.count(&ROWS, ROWS.all()).unwrap(), 8_000);
+        let used = stat(&store, "cache_bytes");
+        assert!((1..=BUDGET).contains(&used), "{used} bytes");
+        assert!(stat(&store, "memtable_bytes") <= BUDGET / 2);
+        assert!(stat(&store, "queued_bytes") == 0);
+    }
+
+    #[test]
+    fn compacting_reclaims_what_was_deleted() {
+        let place = OnDisk::new();
+        let store = place.open();
+        fill(&store, 1_000);
+        store.compact().unwrap();
+        let before = stat(&store, "table_files_bytes");
+        let mut batch = Batch::new();
+        (0..1_000).for_each(|row| batch.delete(&ROWS, row));
+        store.commit(batch).unwrap().durable_blocking().unwrap();
+        store.compact().unwrap();
+        let after = stat(&store, "table_files_bytes");
+        assert!(after < before / 2, "{before} -> {after}");
+        assert_eq!(store.snapshot().count(&ROWS, ROWS.all()).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_torn_wal_tail_loses_nothing_that_was_synced() {
+        let place = OnDisk::new();
+        let store = place.open();
+        for value in 1..=20 {
+            put_counter(&store, 1, value);
+        }
+        // What is on the disk while the store runs, as a power cut would leave it, with garbage behind it.
+        let after = tempfile::tempdir().unwrap();
+        for torn in [&b""[..], b"\x12\x34\x56", &[0; 4096], &[0xab; 5000]] {
+            let copy = after.path().join(format!("torn-{}", torn.len()));
+            std::fs::create_dir(&copy).unwrap();
+            for file in std::fs::read_dir(place.0.path()).unwrap() {
+                let file = file.unwrap();
+                let mut bytes = std::fs::read(file.path()).unwrap();
+                if file.path().extension().is_some_and(|extension| extension == "log") {
+                    bytes.extend_from_slice(torn);
+                }
+                std::fs::write(copy.join(file.file_name()), bytes).unwrap();
+            }
+            let store = Store::open(Disk::at(&copy)).unwrap();
+            assert_eq!((counter(&store.snapshot(), 1), store.tip()), (Some(20), Pos(20)), "{} bytes", torn.len());
+            put_counter(&store, 1, 21);
+        }
+    }
+}
