@@ -5,6 +5,7 @@ usage: run.py --server PATH [--only PART_OF_A_NAME] [--jobs N] [--keep]
 
 import argparse
 import asyncio
+import logging
 import shutil
 import sys
 import tempfile
@@ -78,6 +79,7 @@ class Run:
 
 
 async def main() -> int:
+    logging.getLogger("nio").setLevel(logging.ERROR)  # it warns of what the scenarios provoke
     parser = argparse.ArgumentParser()
     parser.add_argument("--server", required=True)
     parser.add_argument("--only", default="")

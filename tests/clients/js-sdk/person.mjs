@@ -1,0 +1,136 @@
+// A person at a matrix-js-sdk client: registers, logs in, keeps syncing, and waits for what should show up.
+
+import assert from "node:assert/strict";
+import { setTimeout as sleep } from "node:timers/promises";
+
+import { ClientEvent, createClient } from "matrix-js-sdk";
+import { logger } from "matrix-js-sdk/lib/logger.js";
+
+const PASSWORD = "correct horse battery staple";
+const WAIT_MS = 20_000;
+const quiet = { trace() {}, debug() {}, info() {}, warn() {}, error() {}, getChild: () => quiet };
+
+// What has no client of its own talks to the library-wide logger.
+logger.setLevel("silent");
+logger.getChild = () => quiet;
+
+let numbers = 0;
+
+// A name no other scenario uses.
+export function freshName(stem) {
+    numbers += 1;
+    return `${stem}-${numbers}`;
+}
+
+// Waits until `find` returns something truthy, and returns that.
+export async function until(find, what, waitMs = WAIT_MS) {
+    const end = performance.now() + waitMs;
+    while (performance.now() < end) {
+        const found = find();
+        if (found) return found;
+        await sleep(10);
+    }
+    assert.fail(`waited ${waitMs} ms in vain for ${what}`);
+}
+
+// Asserts that a request is refused with that code.
+export async function refused(request, errcode, what) {
+    const error = await request.then(
+        () => assert.fail(`not refused: ${what ?? errcode}`),
+        (error) => error,
+    );
+    assert.equal(error.errcode, errcode, `${error}`);
+    return error;
+}
+
+export class Person {
+    constructor(server, name, session) {
+        this.server = server;
+        this.name = name;
+        this.session = session;
+        this.id = session.user_id;
+        this.client = createClient({
+            baseUrl: server.url,
+            userId: session.user_id,
+            deviceId: session.device_id,
+            accessToken: session.access_token,
+            logger: quiet,
+        });
+    }
+
+    // A new account, not yet syncing.
+    static async registered(server, stem) {
+        const name = freshName(stem);
+        const client = createClient({ baseUrl: server.url, logger: quiet });
+        const auth = { type: "m.login.dummy" };
+        return new Person(server, name, await client.registerRequest({ username: name, password: PASSWORD, auth }));
+    }
+
+    // A new device of the same account.
+    async anotherDevice(password = PASSWORD) {
+        const client = createClient({ baseUrl: this.server.url, logger: quiet });
+        const identifier = { type: "m.id.user", user: this.name };
+        const session = await client.loginRequest({ type: "m.login.password", identifier, password });
+        return new Person(this.server, this.name, session);
+    }
+
+    // The same device from its stored token, in a client that knows nothing else.
+    restored() {
+        return new Person(this.server, this.name, this.session);
+    }
+
+    // Starts syncing and waits for the first response.
+    async syncing(options = {}) {
+        const prepared = new Promise((done) => {
+            this.client.on(ClientEvent.Sync, (state) => state === "PREPARED" && done());
+        });
+        await this.client.startClient({ initialSyncLimit: 20, lazyLoadMembers: true, pollTimeout: 10_000, ...options });
+        await prepared;
+        return this;
+    }
+
+    room(roomId) {
+        return this.client.getRoom(roomId);
+    }
+
+    // The room's live timeline without what is still being sent.
+    events(roomId) {
+        const events = this.room(roomId)?.getLiveTimeline().getEvents() ?? [];
+        return events.filter((event) => event.status === null);
+    }
+
+    bodies(roomId) {
+        return this.events(roomId).filter((e) => e.getType() === "m.room.message").map((e) => e.getContent().body);
+    }
+
+    untilEvent(roomId, eventId) {
+        return until(() => this.events(roomId).find((e) => e.getId() === eventId), `${eventId} at ${this.name}`);
+    }
+
+    async say(roomId, body, txnId) {
+        return (await this.client.sendEvent(roomId, "m.room.message", { msgtype: "m.text", body }, txnId)).event_id;
+    }
+
+    stop() {
+        this.client.stopClient();
+    }
+}
+
+// New accounts, all of them syncing; `test` stops them at its end.
+export async function people(test, server, ...stems) {
+    const everybody = await Promise.all(stems.map((stem) => Person.registered(server, stem)));
+    test.after(() => everybody.forEach((person) => person.stop()));
+    await Promise.all(everybody.map((person) => person.syncing()));
+    return everybody;
+}
+
+// A private room that everybody named has joined and sees.
+export async function roomOf(owner, ...members) {
+    const invite = members.map((member) => member.id);
+    const { room_id: roomId } = await owner.client.createRoom({ preset: "private_chat", invite });
+    for (const member of members) await member.client.joinRoom(roomId);
+    for (const person of [owner, ...members]) {
+        await until(() => person.room(roomId)?.getMyMembership() === "join", `${person.name} in the room`);
+    }
+    return roomId;
+}
