@@ -3,7 +3,7 @@
 use ruma::{CanonicalJsonObject, CanonicalJsonValue};
 use store::Read as _;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::rooms::write::RoomTx;
 use crate::schema;
 
@@ -22,7 +22,7 @@ pub fn check_canonical(room: &RoomTx<'_>, content: &CanonicalJsonObject) -> Resu
         }
         let row = room.tx.get(&schema::ALIASES, alias)?;
         if row.is_none_or(|row| row.room_id != room.room_id.as_str()) {
-            return Err(Error::bad_request("M_BAD_ALIAS".into(), format!("{alias} does not lead to this room")));
+            return Err(Error::bad_request(ErrorCode::BadAlias, format!("{alias} does not lead to this room")));
         }
     }
     Ok(())

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use store::{Read as _, Tx};
 
 use crate::App;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::rooms::membership::{check_invitee, profile};
 use crate::rooms::send::content_from;
 use crate::rooms::write::{Origin, RoomTx};
@@ -89,7 +89,7 @@ impl Wanted {
         if let Some(alias) = &self.alias
             && tx.get(&schema::ALIASES, alias.as_str())?.is_some()
         {
-            return Err(Error::bad_request("M_ROOM_IN_USE".into(), "This alias is taken"));
+            return Err(Error::bad_request(ErrorCode::RoomInUse, "This alias is taken"));
         }
         let creator = request.creator.user_id.clone();
         let mut drafts = plan(request, rules).map_err(plan_error)?.into_iter();
@@ -116,7 +116,7 @@ fn version(app: &App, request: &Request) -> Result<RoomVersionId> {
     let version = request.room_version.clone().unwrap_or_else(|| app.config.rooms.default_version.clone());
     if rules(&version).is_none() {
         return Err(Error::bad_request(
-            "M_UNSUPPORTED_ROOM_VERSION".into(),
+            ErrorCode::UnsupportedRoomVersion,
             format!("Rooms of version {version} are not supported"),
         ));
     }
@@ -163,7 +163,7 @@ fn initial_state<T>(raw: &Raw<T>) -> Result<InitialState> {
 }
 
 fn plan_error(error: CreateError) -> Error {
-    Error::bad_request("M_INVALID_ROOM_STATE".into(), error.to_string())
+    Error::bad_request(ErrorCode::InvalidRoomState, error.to_string())
 }
 
 /// When the request arrived, if the caller may say so.

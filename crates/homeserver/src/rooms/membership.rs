@@ -5,13 +5,14 @@ use ::rooms::membership::{
     Act, Details, JoinNeeds, Obstacle, Plan, check, check_knock, choose_authoriser, draft, join_needs,
 };
 use ::rooms::state::{Part, Select, iter};
+use http::StatusCode;
 use ruma::events::StateEventType;
 use ruma::events::room::member::MembershipState as Member;
 use ruma::{CanonicalJsonObject, CanonicalJsonValue, OwnedUserId, RoomId, UserId};
 use store::{Pos, Read};
 
 use crate::App;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::rooms::change;
 use crate::rooms::write::{Origin, RoomTx};
 use crate::schema::{self, MembershipState, room_nr};
@@ -170,8 +171,8 @@ fn authoriser(room: &RoomTx<'_>, wish: &Wish<'_>, current: &Member) -> Result<Op
     }
     let vouching = choose_authoriser(joined_local_users(room)?, &room.power()?);
     vouching.map(Some).ok_or_else(|| {
-        Error::forbidden("Nobody on this server has the power to let you in")
-            .with("errcode", "M_UNABLE_TO_AUTHORISE_JOIN")
+        let why = "Nobody on this server has the power to let you in";
+        Error::new(StatusCode::FORBIDDEN, ErrorCode::UnableToAuthorizeJoin, why)
     })
 }
 

@@ -7,14 +7,14 @@ use ::rooms::build::Draft;
 use ::rooms::redact::may_redact;
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{
-    CanonicalJsonObject, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedUserId, RoomId, TransactionId, UserId,
+    CanonicalJsonObject, DeviceId, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedUserId, RoomId,
+    TransactionId, UserId,
 };
 use serde::Deserialize;
 use store::Read as _;
 
 use crate::App;
-use crate::auth::Requester;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::rooms::change;
 use crate::rooms::write::{Origin, RoomTx};
 use crate::schema::{self, MembershipState, Txn};
@@ -31,7 +31,7 @@ pub struct TxnKey {
 
 impl TxnKey {
     /// `path` is what identifies the endpoint, without the transaction ID.
-    pub fn new(requester: &Requester, path: &[&str], transaction_id: &TransactionId) -> Self {
+    pub fn new(user_id: &UserId, device_id: Option<&DeviceId>, path: &[&str], transaction_id: &TransactionId) -> Self {
         let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
         for part in path.iter().copied().chain([transaction_id.as_str()]) {
             digest.update(&(part.len() as u64).to_be_bytes());
@@ -40,8 +40,8 @@ impl TxnKey {
         let mut hash = [0; 16];
         hash.copy_from_slice(&digest.finish().as_ref()[..16]);
         TxnKey {
-            user_id: requester.user_id.clone(),
-            device_id: requester.device_id.as_ref().map_or_else(String::new, ToString::to_string),
+            user_id: user_id.to_owned(),
+            device_id: device_id.map_or_else(String::new, ToString::to_string),
             hash,
             transaction_id: transaction_id.to_string(),
         }
@@ -142,7 +142,7 @@ fn check_annotation(room: &RoomTx<'_>, draft: &Draft) -> Result<()> {
             && relation.key.as_deref() == Some(key);
         if same && view.get(&schema::EVENTS, (room.nr, at))?.is_some_and(|event| event.redacted_by().is_none()) {
             return Err(Error::bad_request(
-                "M_DUPLICATE_ANNOTATION".into(),
+                ErrorCode::DuplicateAnnotation,
                 "You have annotated this event with this key already",
             ));
         }
