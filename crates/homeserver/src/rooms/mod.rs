@@ -5,6 +5,8 @@ pub mod create;
 pub mod membership;
 pub mod read;
 pub mod send;
+#[cfg(test)]
+mod tests;
 pub mod write;
 
 use parking_lot::Mutex;

@@ -15,7 +15,7 @@ use ::rooms::redact::takes_effect;
 use ::rooms::state::{self, Fresh, Key, Node, NodeId, Nodes, Root};
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::room_version_rules::RoomVersionRules;
-use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId, RoomVersionId, UserId};
+use ruma::{EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, RoomId, RoomVersionId, UserId};
 use store::{Pos, Read as _, Tx, ValueBuf, View};
 
 use crate::App;
@@ -76,17 +76,26 @@ impl<'a> RoomTx<'a> {
     ) -> Result<Self> {
         let rules = rules(version).ok_or_else(|| Error::internal("a room version without rules"))?;
         let context = Context { room_id: room_id.as_deref(), prev_events: &[], depth: 1, auth_events: &[] };
-        let sealed =
-            seal(build(create, &context, rules), &app.server_name, &app.signing_key, rules).map_err(seal_error)?;
-        let room_id = match room_id {
-            Some(room_id) => room_id,
-            None => room_id_of_create(&sealed.pdu.event_id)
-                .ok_or_else(|| Error::internal("a create event that makes no room ID"))?,
+        let seal_at = |at| {
+            let draft = Draft { origin_server_ts: at, ..create.clone() };
+            seal(build(draft, &context, rules), &app.server_name, &app.signing_key, rules).map_err(seal_error)
         };
-        let nr = room_nr(&room_id);
-        if tx.get(&schema::HEADS, nr)?.is_some() {
-            return Err(Error::internal("the number of the new room is taken"));
+        let id_of = |sealed: &Parsed| match &room_id {
+            Some(room_id) => Ok(room_id.clone()),
+            None => room_id_of_create(&sealed.pdu.event_id).ok_or_else(|| Error::internal("a room without an ID")),
+        };
+        let mut at = create.origin_server_ts;
+        let mut sealed = seal_at(at)?;
+        // Two rooms that one user makes in one millisecond would be the same room: the second is a bit later.
+        while tx.get(&schema::HEADS, room_nr(&id_of(&sealed)?))?.is_some() {
+            if room_id.is_some() {
+                return Err(Error::internal("the number of the new room is taken"));
+            }
+            at = MilliSecondsSinceUnixEpoch(at.0 + ruma::uint!(1));
+            sealed = seal_at(at)?;
         }
+        let room_id = id_of(&sealed)?;
+        let nr = room_nr(&room_id);
         let head = Head {
             room_id: room_id.to_string(),
             version: version.clone(),
