@@ -2,5 +2,6 @@
 
 pub mod create_room;
 pub mod discovery;
+pub mod media;
 pub mod membership;
 pub mod message;
