@@ -1,15 +1,25 @@
 //! The list of all endpoints: one line per module that has some.
 
-use crate::client;
 use crate::http::Routes;
+use crate::{admin, client};
 
+/// What clients and servers see.
 pub fn routes() -> Routes {
     Routes::default()
         .join(client::discovery::routes())
         .join(client::create_room::routes())
-        .join(client::media::routes())
         .join(client::membership::routes())
         .join(client::message::routes())
+}
+
+/// What the administration socket answers.
+pub fn admin() -> Routes {
+    Routes::default().join(admin::routes())
+}
+
+/// What the metrics listener answers.
+pub fn metrics() -> Routes {
+    Routes::default().join(admin::metrics::routes())
 }
 
 #[cfg(test)]
@@ -22,6 +32,8 @@ mod tests {
     async fn the_list_does_not_contradict_itself() {
         let config = Config::new(ruma::owned_server_name!("hs.test"));
         let app = App::in_memory(config);
-        Router::new(app, super::routes()).map(|_| ()).unwrap();
+        for routes in [super::routes(), super::admin(), super::metrics()] {
+            Router::new(app.clone(), routes).map(|_| ()).unwrap();
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The homeserver: HTTP and the Matrix APIs, all shell around `rooms` (which decides) and `store` (which keeps).
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
+pub mod admin;
 pub mod api;
 pub mod auth;
 pub mod client;
@@ -8,11 +9,13 @@ pub mod clock;
 pub mod config;
 pub mod error;
 pub mod http;
-pub mod media;
+pub mod log;
 pub mod metrics;
+pub mod notify;
 pub mod rng;
 pub mod rooms;
 pub mod schema;
+pub mod server;
 mod services;
 pub mod signing;
 pub mod stored;

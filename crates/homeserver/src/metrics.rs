@@ -19,6 +19,13 @@ pub struct Metrics {
     pub open_polls: Gauge<i64, AtomicI64>,
     /// Connections that are open right now.
     pub connections: Gauge<i64, AtomicI64>,
+    resident: Gauge<i64, AtomicI64>,
+    store: Family<StoreLabels, Gauge<i64, AtomicI64>>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StoreLabels {
+    figure: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -50,12 +57,15 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("skerry");
         let requests = Family::default();
         let latency = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
-        let (open_polls, connections) = (Gauge::default(), Gauge::default());
+        let (open_polls, connections, resident) = (Gauge::default(), Gauge::default(), Gauge::default());
+        let store = Family::default();
         registry.register("http_requests", "Requests answered, by route and status", requests.clone());
         registry.register("http_request_seconds", "Time from the head of a request to its answer", latency.clone());
         registry.register("http_open_polls", "Long polls that wait right now", open_polls.clone());
         registry.register("http_connections", "Connections that are open right now", connections.clone());
-        Self { registry, requests, latency, open_polls, connections }
+        registry.register("memory_resident_bytes", "Memory of the process that is in RAM", resident.clone());
+        registry.register("store", "Figures of the store", store.clone());
+        Self { registry, requests, latency, open_polls, connections, resident, store }
     }
 }
 
@@ -78,6 +88,14 @@ impl Metrics {
     /// Counts one connection until the guard is dropped.
     pub fn connection_opened(&self) -> Open {
         Open::new(&self.connections)
+    }
+
+    /// Brings the figures up to date that nobody counts while they change.
+    pub fn refresh(&self, store: &[(&'static str, u64)]) {
+        self.resident.set(resident_bytes().unwrap_or(0));
+        for (figure, value) in store {
+            self.store.get_or_create(&StoreLabels { figure }).set(i64::try_from(*value).unwrap_or(i64::MAX));
+        }
     }
 
     /// The text a monitoring system reads.
@@ -103,6 +121,13 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.0.dec();
     }
+}
+
+fn resident_bytes() -> Option<i64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
 }
 
 impl RouteMetrics {

@@ -33,6 +33,7 @@ impl Rng {
         Self(Source::Seeded(Arc::new(Stream { seed, block: AtomicU64::new(0) })))
     }
 
+    #[expect(clippy::disallowed_methods, reason = "this is the rng")]
     #[expect(clippy::panic, reason = "without the kernel's randomness no secret can be made: better to stop")]
     pub fn fill(&self, bytes: &mut [u8]) {
         match &self.0 {

@@ -14,7 +14,6 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::Router;
 use crate::http::limits::Limits;
-use crate::media::Media;
 use crate::metrics::Metrics;
 use crate::rng::Rng;
 use crate::rooms::Lanes;
@@ -34,7 +33,6 @@ pub struct Services {
     pub room_cache: RoomCache,
     /// Who changes a room takes turns with others who do.
     pub lanes: Lanes,
-    pub media: Media,
     pub clock: Clock,
     pub rng: Rng,
     pub metrics: Metrics,
@@ -58,13 +56,11 @@ pub enum StartError {
 
 impl App {
     pub fn new(config: Config, store: Store, signing_key: Ed25519KeyPair, clock: Clock, rng: Rng) -> Self {
-        let shutdown = CancellationToken::new();
         Self(Arc::new(Services {
-            media: Media::new(store.clone(), &config, clock.clone(), rng.clone(), shutdown.clone()),
             server_name: config.server_name.clone(),
             limits: Limits::new(config.rate_limits.clone(), clock.clone()),
             metrics: Metrics::default(),
-            shutdown,
+            shutdown: CancellationToken::new(),
             tasks: TaskTracker::new(),
             room_cache: RoomCache::new(config.memory_budget.as_usize() as u64 / 8),
             lanes: Lanes::default(),
@@ -77,9 +73,9 @@ impl App {
     }
 
     /// A server that forgets everything, with a clock that stands still and the same randomness every time.
+    #[expect(clippy::panic, reason = "an empty store in memory and a key of our own making cannot be wrong")]
     pub fn in_memory(config: Config) -> Self {
         let rng = Rng::seeded(1);
-        #[expect(clippy::panic, reason = "an empty store in memory and a key of our own making cannot be wrong")]
         let parts = Store::open(MemoryDisk::new())
             .map_err(StartError::from)
             .and_then(|store| Ok((store, signing::generate(&rng)?.key_pair()?)));

@@ -1,2 +1,133 @@
-//! placeholder
-fn main() {}
+//! The one binary: arguments in, wiring, an exit code out. What is done lives in the libraries.
+#![allow(clippy::print_stdout, reason = "a command line tool talks on standard output")]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
+mod admin;
+mod docs;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
+use homeserver::config::{self, Config, Overrides};
+use homeserver::server::{self, RunOptions};
+
+/// Few arenas and quick return of unused pages are set when jemalloc is built (`.cargo/config.toml`).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// A Matrix homeserver for networks with no way out.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Serve until SIGTERM or SIGINT. SIGHUP reads certificates anew.
+    Serve {
+        #[command(flatten)]
+        settings: SettingsArgs,
+        /// Write the bound addresses (JSON) into this file once the server answers.
+        #[arg(long, value_name = "PATH")]
+        ready_file: Option<PathBuf>,
+    },
+    /// Look at settings.
+    Config {
+        #[command(subcommand)]
+        verb: ConfigVerb,
+    },
+    /// Administer a running server over its local socket.
+    Admin {
+        #[command(flatten)]
+        args: admin::AdminArgs,
+    },
+    /// Print generated documents.
+    Docs {
+        #[arg(value_enum)]
+        document: docs::Document,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigVerb {
+    /// Say whether the settings are good.
+    Check(SettingsArgs),
+    /// Print the settings as they are after file, environment and flags.
+    Show(SettingsArgs),
+    /// Print the reference (Markdown).
+    Reference,
+    /// Print an example file (TOML).
+    Example,
+}
+
+/// Where settings come from.
+#[derive(Args, Clone)]
+struct SettingsArgs {
+    /// The settings file.
+    #[arg(short, long, value_name = "FILE", env = "SKERRY_CONFIG")]
+    config: Option<PathBuf>,
+    /// Set one value: `section.key=value`.
+    #[arg(short, long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl SettingsArgs {
+    fn load(&self) -> Result<Config> {
+        let environment = std::env::vars().filter(|(name, _)| name.starts_with("SKERRY_")).collect();
+        let overrides = Overrides { file: self.config.clone(), environment, flags: self.set.clone() };
+        Ok(Config::load(&overrides)?)
+    }
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().verb) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("skerry: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Serve { settings, ready_file } => serve(settings.load()?, RunOptions { ready_file })?,
+        Verb::Config { verb } => config_verb(verb)?,
+        Verb::Admin { args } => return admin::run(args),
+        Verb::Docs { document } => print!("{}", document.text()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn serve(config: Config, options: RunOptions) -> Result<()> {
+    homeserver::log::init(&config.log).map_err(anyhow::Error::msg)?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.enable_all().thread_name("skerry");
+    if let Some(threads) = config.worker_threads {
+        runtime.worker_threads(threads.get());
+    }
+    let runtime = runtime.build().context("the runtime could not be built")?;
+    let outcome = runtime.block_on(server::run(config, options));
+    // What blocks in the background must not hold up the end; the store is closed by its own destructor.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(100));
+    Ok(outcome?)
+}
+
+fn config_verb(verb: ConfigVerb) -> Result<()> {
+    match verb {
+        ConfigVerb::Check(settings) => {
+            let config = settings.load()?;
+            println!("good: {}", config.server_name);
+        }
+        ConfigVerb::Show(settings) => {
+            println!("{}", serde_json::to_string_pretty(&settings.load()?.without_secrets())?)
+        }
+        ConfigVerb::Reference => print!("{}", config::reference()),
+        ConfigVerb::Example => print!("{}", config::example()),
+    }
+    Ok(())
+}

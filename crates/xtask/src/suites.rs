@@ -6,11 +6,11 @@
 use anyhow::{Result, bail};
 
 use crate::run::Counts;
-use crate::{clients, needs, run};
+use crate::{needs, run};
 
 type Suite = fn() -> Result<(bool, Counts)>;
 
-const SUITES: &[(&str, Suite)] = &[("unit", unit), ("clients", clients::suite)];
+const SUITES: &[(&str, Suite)] = &[("unit", unit)];
 
 /// `cargo xtask test [--only SUITE]...`
 pub(crate) fn test(args: &[String]) -> Result<()> {

@@ -2,6 +2,5 @@
 
 pub mod create_room;
 pub mod discovery;
-pub mod media;
 pub mod membership;
 pub mod message;

@@ -4,13 +4,18 @@
 //! (`reference.rs`) and cannot drift. Loading and its error messages live in `load.rs`, units in `units.rs`.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use ruma::{OwnedServerName, RoomVersionId};
 use serde::{Deserialize, Serialize};
 
+mod load;
+mod reference;
 mod units;
 
+pub use load::{ConfigError, Overrides};
+pub use reference::{example, reference};
 pub use units::{Network, Size, Span};
 
 /// One setting, for the reference.
@@ -78,6 +83,9 @@ pub struct Config {
     /// How much memory the server may use; caches and buffers are carved out of it.
     #[serde(default = "default_memory_budget")]
     pub memory_budget: Size,
+    /// Threads that answer requests; without it as many as the machine has cores.
+    #[serde(default)]
+    pub worker_threads: Option<NonZeroUsize>,
     #[serde(default = "default_listeners")]
     pub listeners: Vec<Listener>,
     #[serde(default)]
@@ -230,9 +238,6 @@ settings! {
         pub max_thumbnail_pixels: u64 = 50_000_000,
         /// How many uploads one user may have announced without sending the file.
         pub max_pending_uploads: u32 = 10,
-        /// Files uploaded before this time (milliseconds since 1970) can be fetched without a token, by clients and
-        /// bridges that know nothing else. 0: none.
-        pub unauthenticated_before_ts: u64 = 0,
     }
 }
 
@@ -321,6 +326,7 @@ impl Config {
             server_name,
             data_dir: default_data_dir(),
             memory_budget: default_memory_budget(),
+            worker_threads: None,
             listeners: default_listeners(),
             http: Http::default(),
             admin: Admin::default(),
@@ -334,6 +340,16 @@ impl Config {
             well_known: WellKnown::default(),
             rate_limits: RateLimits::default(),
         }
+    }
+
+    /// For showing: secrets become `(set)`.
+    #[must_use]
+    pub fn without_secrets(&self) -> Self {
+        let hidden = "(set)".to_owned();
+        let mut shown = self.clone();
+        shown.registration.shared_secret = shown.registration.shared_secret.map(|_| hidden.clone());
+        shown.registration.tokens.fill(hidden);
+        shown
     }
 
     pub fn admin_socket(&self) -> PathBuf {

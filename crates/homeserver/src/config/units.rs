@@ -59,7 +59,7 @@ impl FromStr for Size {
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (unit, factor) =
-            SIZES.iter().take(4).find(|(_, factor)| self.0 > 0 && self.0 % factor == 0).unwrap_or(&("B", 1));
+            SIZES.iter().take(4).find(|(_, factor)| self.0 > 0 && self.0.is_multiple_of(*factor)).unwrap_or(&("B", 1));
         write!(f, "{}{unit}", self.0 / factor)
     }
 }
@@ -95,7 +95,7 @@ impl FromStr for Span {
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let largest = SPANS.iter().rev().find(|(_, factor)| self.0 > 0 && self.0 % factor == 0);
+        let largest = SPANS.iter().rev().find(|(_, factor)| self.0 > 0 && self.0.is_multiple_of(*factor));
         let (unit, factor) = largest.unwrap_or(&("ms", 1));
         write!(f, "{}{unit}", self.0 / factor)
     }

@@ -15,6 +15,7 @@ mod context;
 mod errors;
 mod json;
 pub mod limits;
+pub mod listener;
 mod local;
 mod router;
 mod routes;

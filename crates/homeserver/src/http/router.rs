@@ -159,7 +159,11 @@ impl Inner {
     /// is what its handler keeps.
     async fn admit(&self, endpoint: &Endpoint, request: Request, args: Args, client: Client) -> Result<Pending> {
         let app = self.app.clone();
-        let requester = self.requester(endpoint, &request).await?;
+        let credentials = match endpoint.access {
+            Access::Anyone => None,
+            _ => Credentials::extract(request.headers(), request.uri().query())?,
+        };
+        let requester = self.requester(endpoint, credentials).await?;
         self.limit(endpoint, requester.as_ref(), client.ip)?;
         match &endpoint.run {
             Run::Raw(run) => {
@@ -175,12 +179,10 @@ impl Inner {
         }
     }
 
-    async fn requester(&self, endpoint: &Endpoint, request: &Request) -> Result<Option<Requester>> {
-        if endpoint.access == Access::Anyone {
-            return Ok(None);
-        }
-        let Some(credentials) = Credentials::extract(request.headers(), request.uri().query())? else {
-            return if endpoint.access == Access::OptionalToken { Ok(None) } else { Err(Error::missing_token()) };
+    async fn requester(&self, endpoint: &Endpoint, credentials: Option<Credentials>) -> Result<Option<Requester>> {
+        let Some(credentials) = credentials else {
+            let needless = matches!(endpoint.access, Access::Anyone | Access::OptionalToken);
+            return if needless { Ok(None) } else { Err(Error::missing_token()) };
         };
         let requester = auth::authenticate(&self.app, &credentials).await?;
         if requester.locked && !endpoint.locked {

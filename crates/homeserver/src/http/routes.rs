@@ -56,9 +56,11 @@ pub struct Operation {
 
 pub(super) type Pending = Pin<Box<dyn Future<Output = Result<Response>> + Send>>;
 
+type ParseAndRun = dyn Fn(Prelude, http::Request<Bytes>, &Args) -> Result<Pending> + Send + Sync;
+
 pub(super) enum Run {
     /// Gets the whole JSON body; parses it into a ruma type before anything is awaited.
-    Parsed(Box<dyn Fn(Prelude, http::Request<Bytes>, &Args) -> Result<Pending> + Send + Sync>),
+    Parsed(Box<ParseAndRun>),
     /// Gets the body as a stream.
     Raw(Box<dyn Fn(RawCtx) -> Pending + Send + Sync>),
 }

@@ -1,0 +1,299 @@
+//! Where settings come from (file, environment, flags, the later wins) and how their mistakes are reported: with the
+//! file, the line and the key.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use figment::error::Kind;
+use figment::providers::{Format as _, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider, Source};
+
+use super::{Config, RegistrationMode};
+
+/// What is to be read.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// The settings file. Without one there are only the environment and the flags.
+    pub file: Option<PathBuf>,
+    /// `SKERRY_SECTION__KEY=value`; other variables are not looked at.
+    pub environment: Vec<(String, String)>,
+    /// `section.key=value`
+    pub flags: Vec<String>,
+}
+
+/// Everything that is wrong with the settings, one complaint per line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError(Vec<String>);
+
+const ENVIRONMENT_PREFIX: &str = "SKERRY_";
+/// Read by the command line itself.
+const NOT_SETTINGS: &[&str] = &["SKERRY_CONFIG"];
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    pub fn load(overrides: &Overrides) -> Result<Self, ConfigError> {
+        let text = match &overrides.file {
+            Some(path) => read(path)?,
+            None => String::new(),
+        };
+        let complain = |error: figment::Error| {
+            ConfigError(error.into_iter().map(|one| complaint(&one, overrides, &text)).collect())
+        };
+        let config: Self = figment(overrides, &text)?.extract().map_err(complain)?;
+        let wrong: Vec<String> = config
+            .contradictions()
+            .into_iter()
+            .map(|(key, why)| {
+                format!(
+                    "{}{key}: {why}",
+                    place(overrides, &text, &key.split('.').map(str::to_owned).collect::<Vec<_>>())
+                )
+            })
+            .collect();
+        if wrong.is_empty() { Ok(config) } else { Err(ConfigError(wrong)) }
+    }
+
+    /// What no type can say.
+    fn contradictions(&self) -> Vec<(&'static str, String)> {
+        let mut wrong = Vec::new();
+        if self.listeners.is_empty() {
+            wrong.push(("listeners", "at least one is needed".to_owned()));
+        }
+        if self.memory_budget < super::Size::mib(32) {
+            wrong.push(("memory_budget", "less than 32MiB is too little".to_owned()));
+        }
+        if self.registration.mode == RegistrationMode::Token && self.registration.tokens.is_empty() {
+            wrong.push(("registration.mode", "`token` needs registration.tokens".to_owned()));
+        }
+        if self.rooms.default_version.rules().is_none() {
+            wrong.push(("rooms.default_version", format!("`{}` is not supported", self.rooms.default_version)));
+        }
+        if let Err(cause) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
+            wrong.push(("log.level", cause.to_string()));
+        }
+        wrong
+    }
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|cause| ConfigError(vec![format!("{}: {cause}", path.display())]))
+}
+
+fn figment(overrides: &Overrides, text: &str) -> Result<Figment, ConfigError> {
+    let mut figment = Figment::new();
+    if overrides.file.is_some() {
+        figment = figment.merge(Toml::string(text));
+    }
+    let variables = overrides.environment.iter().filter(|(name, _)| !NOT_SETTINGS.contains(&name.as_str()));
+    for (name, value) in variables {
+        if let Some(key) = name.strip_prefix(ENVIRONMENT_PREFIX) {
+            let key = key.to_ascii_lowercase().replace("__", ".");
+            figment =
+                figment.merge(Single { origin: format!("environment variable {name}"), key, value: value.clone() });
+        }
+    }
+    for flag in &overrides.flags {
+        let Some((key, value)) = flag.split_once('=') else {
+            return Err(ConfigError(vec![format!("--set {flag}: is not `section.key=value`")]));
+        };
+        let (key, value) = (key.trim().to_owned(), value.to_owned());
+        figment = figment.merge(Single { origin: format!("--set {flag}"), key, value });
+    }
+    Ok(figment)
+}
+
+/// One value from outside of the file.
+struct Single {
+    origin: String,
+    key: String,
+    value: String,
+}
+
+impl Provider for Single {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.origin.clone()).source(Source::Custom(self.origin.clone()))
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        // Numbers, booleans, arrays and tables as in the file; everything else is a string without quotes.
+        let value: Value = self.value.parse().unwrap_or_else(|_| Value::from(self.value.clone()));
+        let dict = figment::util::nest(&self.key, value).into_dict().unwrap_or_default();
+        Ok(Profile::Default.collect(dict))
+    }
+}
+
+fn complaint(error: &figment::Error, overrides: &Overrides, text: &str) -> String {
+    let mut path = error.path.clone();
+    let message = match &error.kind {
+        Kind::UnknownField(name, expected) => {
+            if path.last() != Some(name) {
+                path.push(name.clone());
+            }
+            format!("there is no such setting{}", nearest(name, expected))
+        }
+        Kind::MissingField(name) => return format!("{}{name}: has to be set", file_name(overrides)),
+        Kind::InvalidType(found, expected) => format!("found {found}, expected {expected}"),
+        Kind::InvalidValue(found, expected) => format!("found {found}, expected {expected}"),
+        Kind::UnknownVariant(found, expected) => format!("`{found}` is none of {}", expected.join(", ")),
+        // The file is no TOML at all: this message brings its line along.
+        Kind::Message(message) if path.is_empty() => return format!("{}{message}", file_name(overrides)),
+        other => other.to_string(),
+    };
+    let key = path.join(".");
+    match error.metadata.as_ref().and_then(|metadata| metadata.source.as_ref()) {
+        Some(Source::Custom(origin)) => format!("{origin}: {key}: {message}"),
+        _ => format!("{}{key}: {message}", place(overrides, text, &path)),
+    }
+}
+
+fn nearest(name: &str, expected: &[&str]) -> String {
+    let shared = |candidate: &&&str| candidate.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
+    match expected.iter().max_by_key(shared).filter(|best| shared(best) >= 3) {
+        Some(best) => format!("; did you mean `{best}`?"),
+        None => format!("; there are {}", expected.join(", ")),
+    }
+}
+
+fn file_name(overrides: &Overrides) -> String {
+    overrides.file.as_ref().map_or(String::new(), |path| format!("{}: ", path.display()))
+}
+
+/// `file:line: ` of a key, as well as it can be found.
+fn place(overrides: &Overrides, text: &str, path: &[String]) -> String {
+    match (&overrides.file, line_of(text, path)) {
+        (Some(file), Some(line)) => format!("{}:{line}: ", file.display()),
+        _ => file_name(overrides),
+    }
+}
+
+/// The line that sets a key, or else the nearest table around it. Knows tables, arrays of tables and dotted keys.
+fn line_of(text: &str, path: &[String]) -> Option<usize> {
+    let mut table: Vec<String> = Vec::new();
+    let mut counts = std::collections::BTreeMap::<String, usize>::new();
+    let mut best: Option<(usize, usize)> = None;
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        let here = if let Some(name) = line.strip_prefix("[[").and_then(|rest| rest.split("]]").next()) {
+            let count = counts.entry(name.trim().to_owned()).or_default();
+            table = keys(name);
+            table.push(count.to_string());
+            *count += 1;
+            table.clone()
+        } else if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.split(']').next()) {
+            table = keys(name);
+            table.clone()
+        } else if let Some((key, _)) = line.split_once('=').filter(|_| !line.starts_with('#')) {
+            table.iter().cloned().chain(keys(key)).collect()
+        } else {
+            continue;
+        };
+        if path.starts_with(&here) && best.is_none_or(|(depth, _)| here.len() > depth) {
+            best = Some((here.len(), index + 1));
+        }
+    }
+    best.map(|(_, line)| line)
+}
+
+fn keys(dotted: &str) -> Vec<String> {
+    dotted.split('.').map(|key| key.trim().trim_matches(['"', '\'']).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{FederationMode, Limit, Size, Span};
+
+    fn load(text: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("skerry.toml");
+        std::fs::write(&file, text).unwrap();
+        let overrides = Overrides { file: Some(file), ..Overrides::default() };
+        let shorten = |error: ConfigError| error.to_string().replace(&format!("{}/", dir.path().display()), "");
+        Config::load(&overrides).map_err(shorten)
+    }
+
+    fn load_outside(environment: &[(&str, &str)], flags: &[&str]) -> Result<Config, String> {
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        Config::load(&Overrides { file: None, environment, flags }).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_name_is_all_that_is_needed() {
+        let config = load("server_name = 'hs.test'").unwrap();
+        assert_eq!(config, Config::new(ruma::owned_server_name!("hs.test")));
+        assert_eq!(load("").unwrap_err(), "skerry.toml: server_name: has to be set");
+    }
+
+    #[test]
+    fn values_are_read() {
+        let config = load(
+            "server_name = 'hs.test'\nmemory_budget = '1GiB'\n[http]\nidle_timeout = '5m'\nmax_body = 4096\n\
+             [[listeners]]\nbind = '127.0.0.1:1'\n[[listeners]]\nbind = '[::]:2'\ntrusted_proxies = ['10.0.0.0/8']\n\
+             tls = { certificate = 'c', key = 'k' }\n[rate_limits]\nlogin = false\njoin = { per_second = 1.5, burst = 3 }\n\
+             [federation]\nmode = 'isolated'\n[well_known]\nclient_extra = { a = { b = 1 } }",
+        )
+        .unwrap();
+        assert_eq!(config.memory_budget, Size::mib(1024));
+        assert_eq!(config.http.idle_timeout, Span::seconds(300));
+        assert_eq!(config.http.max_body, Size::bytes(4096));
+        assert_eq!(config.listeners.len(), 2);
+        assert!(config.listeners[1].tls.is_some());
+        assert_eq!(config.rate_limits.login, Limit::Off);
+        assert_eq!(config.rate_limits.join, Limit::On { per_second: 1.5, burst: 3 });
+        assert_eq!(config.federation.mode, FederationMode::Isolated);
+        assert_eq!(config.well_known.client_extra["a"]["b"], 1);
+    }
+
+    #[test]
+    fn mistakes_name_file_line_and_key() {
+        let wrong = |text: &str| load(&format!("server_name = 'hs.test'\n{text}")).unwrap_err();
+        insta::assert_snapshot!(
+            [
+                wrong("\n[media]\nmax_uplod = '1MiB'"),
+                wrong("[media]\n# a comment\nmax_upload = 'much'"),
+                wrong("[media]\nmax_upload = true"),
+                wrong("colour = 'red'"),
+                wrong("[http]\nidle_timeout = 30"),
+                wrong("[registration]\nmode = 'everybody'"),
+                wrong("[registration]\nmode = 'token'"),
+                wrong("[federation]\nmode = 'open'"),
+                wrong("[[listeners]]\nbind = '127.0.0.1:1'\n[[listeners]]\nbind = 'somewhere'"),
+                wrong("[rate_limits]\nlogin = { per_second = 0.0, burst = 1 }"),
+                wrong("rooms.default_version = '99'"),
+                wrong("[log]\nlevel = 'info,a=b=c'"),
+                wrong("[http\nmax_body = 1"),
+                load("server_name = 'not a name'").unwrap_err(),
+            ]
+            .join("\n")
+        );
+    }
+
+    #[test]
+    fn environment_and_flags_win_and_are_named_in_errors() {
+        let name = ("SKERRY_SERVER_NAME", "hs.test");
+        let config = load_outside(&[name, ("SKERRY_MEDIA__MAX_UPLOAD", "1MiB"), ("SKERRY_CONFIG", "x")], &[]).unwrap();
+        assert_eq!(config.media.max_upload, Size::mib(1));
+        let config = load_outside(&[name, ("SKERRY_PRESENCE__ENABLED", "true")], &["presence.enabled=false"]).unwrap();
+        assert!(!config.presence.enabled);
+        let config = load_outside(&[name], &["listeners=[{bind=\"127.0.0.1:0\"}]"]).unwrap();
+        assert_eq!(config.listeners[0].bind.port(), 0);
+        insta::assert_snapshot!(
+            [
+                load_outside(&[name, ("SKERRY_MEDIA__MAX_UPLOAD", "much")], &[]).unwrap_err(),
+                load_outside(&[name], &["media.max_upload=much"]).unwrap_err(),
+                load_outside(&[name], &["media.max_upload"]).unwrap_err(),
+                load_outside(&[name, ("SKERRY_COLOUR", "red")], &[]).unwrap_err(),
+            ]
+            .join("\n")
+        );
+    }
+}

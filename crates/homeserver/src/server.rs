@@ -1,0 +1,236 @@
+//! A running server: opened, bound, stopped. `run` adds what a process has: signals and the service manager.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde::Serialize;
+use store::{Disk, Store};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::api;
+use crate::clock::Clock;
+use crate::config::{Config, Listener};
+use crate::http::Router;
+use crate::http::listener::{Certificate, Connections, Door};
+use crate::notify::Notify;
+use crate::rng::Rng;
+use crate::signing;
+use crate::{App, StartError};
+
+/// A server that answers.
+pub struct Server {
+    app: App,
+    connections: Connections,
+    certificates: Vec<Certificate>,
+    bound: Bound,
+}
+
+/// Where a server listens; what the ready file holds.
+#[derive(Clone, Debug, Serialize)]
+pub struct Bound {
+    /// In the order of the settings, with the real ports.
+    pub listeners: Vec<SocketAddr>,
+    pub metrics: Option<SocketAddr>,
+    pub admin: PathBuf,
+    pub pid: u32,
+}
+
+/// What a process is told besides its settings.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// Written (whole or not at all) with `Bound` as JSON once the server answers, removed when it stops.
+    pub ready_file: Option<PathBuf>,
+}
+
+/// Opens the data directory. Blocks while the store replays its log.
+pub fn open(config: Config) -> Result<App, StartError> {
+    let (clock, rng) = (Clock::system(), Rng::system());
+    let dir = &config.data_dir;
+    fs::create_dir_all(dir).map_err(file(|| format!("data directory {}", dir.display())))?;
+    let key = signing::load_or_create(&dir.join("signing.key"), &rng)?.key_pair()?;
+    let disk = Disk::at(config.store_dir()).memory_budget_bytes(config.memory_budget.as_usize() / 2);
+    let store = Store::open(disk)?;
+    Ok(App::new(config, store, key, clock, rng))
+}
+
+impl Server {
+    /// Binds all sockets and answers from then on.
+    pub async fn start(app: App) -> Result<Self, StartError> {
+        let connections = Connections::new(&app.config.http);
+        let router = app.router();
+        let mut bound =
+            Bound { listeners: Vec::new(), metrics: None, admin: app.config.admin_socket(), pid: std::process::id() };
+        let mut certificates = Vec::new();
+        for settings in &app.config.listeners {
+            let door = door(settings, router.clone())?;
+            certificates.extend(door.certificate.clone());
+            let (listener, address) = bind(settings.bind).await?;
+            bound.listeners.push(address);
+            tracing::info!(%address, tls = door.certificate.is_some(), "listening");
+            tokio::spawn(connections.clone().serve_tcp(listener, door));
+        }
+        if let Some(address) = app.config.metrics.bind {
+            let (listener, address) = bind(address).await?;
+            bound.metrics = Some(address);
+            let router = built(&app, api::metrics())?;
+            let door = Door { router, trusted_proxies: Arc::new([]), certificate: None };
+            tokio::spawn(connections.clone().serve_tcp(listener, door));
+        }
+        let admin = bind_unix(&bound.admin)?;
+        tokio::spawn(connections.clone().serve_unix(admin, built(&app, api::admin())?));
+        Ok(Self { app, connections, certificates, bound })
+    }
+
+    pub fn app(&self) -> &App {
+        &self.app
+    }
+
+    pub fn bound(&self) -> &Bound {
+        &self.bound
+    }
+
+    /// Reads certificates anew. A bad one is reported, and the old one stays.
+    pub fn reload(&self) {
+        for certificate in &self.certificates {
+            match certificate.reload() {
+                Ok(()) => tracing::info!("certificate reloaded"),
+                Err(cause) => tracing::error!(%cause, "the old certificate stays in use"),
+            }
+        }
+    }
+
+    /// Long polls answer, requests under way are finished, and what is still open after the grace is dropped.
+    pub async fn stop(self) {
+        let grace = self.app.config.http.shutdown_grace.get();
+        self.app.shutdown.cancel();
+        self.app.tasks.close();
+        let connections = self.connections.stop(grace);
+        let tasks = tokio::time::timeout(grace, self.app.tasks.wait());
+        let (dropped, finished) = tokio::join!(connections, tasks);
+        if dropped > 0 || finished.is_err() {
+            tracing::warn!(connections = dropped, tasks = self.app.tasks.len(), "not everything ended in time");
+        }
+        let _ = fs::remove_file(&self.bound.admin);
+    }
+}
+
+/// Serves until a signal ends it.
+pub async fn run(config: Config, options: RunOptions) -> Result<(), StartError> {
+    let notify = Notify::from_environment();
+    raise_file_limit();
+    // Before anything answers, so that no signal is missed.
+    let mut signals = Signals::new().map_err(file(|| "signals".to_owned()))?;
+    let app = tokio::task::spawn_blocking(move || open(config))
+        .await
+        .map_err(|cause| StartError::Other(format!("opening the data directory failed: {cause}")))??;
+    let server = Server::start(app).await?;
+    if let Some(path) = &options.ready_file {
+        write_ready_file(path, server.bound()).map_err(file(|| format!("ready file {}", path.display())))?;
+    }
+    notify.ready();
+    notify.status(&format!("serving {}", server.app().server_name));
+    tracing::info!(server_name = %server.app().server_name, "ready");
+    let watchdog = tokio::spawn(feed_watchdog(notify.clone()));
+    while let Event::Reload = signals.next().await {
+        server.reload();
+    }
+    tracing::info!("stopping");
+    notify.stopping();
+    watchdog.abort();
+    server.stop().await;
+    if let Some(path) = &options.ready_file {
+        let _ = fs::remove_file(path);
+    }
+    Ok(())
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+enum Event {
+    Stop,
+    Reload,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Event {
+        tokio::select! {
+            _ = self.terminate.recv() => Event::Stop,
+            _ = self.interrupt.recv() => Event::Stop,
+            _ = self.hangup.recv() => Event::Reload,
+        }
+    }
+}
+
+/// Proves that the runtime still turns; a server that hangs is restarted.
+async fn feed_watchdog(notify: Notify) {
+    let Some(interval) = notify.watchdog_interval() else { return };
+    loop {
+        tokio::time::sleep(interval).await;
+        notify.watchdog();
+    }
+}
+
+fn door(settings: &Listener, router: Router) -> Result<Door, StartError> {
+    let certificate = settings.tls.as_ref().map(Certificate::load).transpose().map_err(StartError::Other)?;
+    Ok(Door { router, trusted_proxies: settings.trusted_proxies.clone().into(), certificate })
+}
+
+fn built(app: &App, routes: crate::http::Routes) -> Result<Router, StartError> {
+    Router::new(app.clone(), routes).map_err(StartError::Other)
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let at = || format!("listening on {address}");
+    let listener = TcpListener::bind(address).await.map_err(file(at))?;
+    let address = listener.local_addr().map_err(file(at))?;
+    Ok((listener, address))
+}
+
+/// Replaces a socket that a dead server left behind, but never one that somebody answers on.
+fn bind_unix(path: &Path) -> Result<UnixListener, StartError> {
+    let at = || format!("administration socket {}", path.display());
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(StartError::Other(format!("{}: another server is running", at())));
+    }
+    let _ = fs::remove_file(path);
+    let listener = UnixListener::bind(path).map_err(file(at))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(file(at))?;
+    Ok(listener)
+}
+
+fn write_ready_file(path: &Path, bound: &Bound) -> io::Result<()> {
+    let draft = path.with_extension("new");
+    fs::write(&draft, serde_json::to_vec(bound)?)?;
+    fs::rename(draft, path)
+}
+
+/// Every connection takes a file descriptor, and the usual limit of 1024 is for other programs.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most.min(1 << 20), most));
+    if let Err(cause) = raised {
+        tracing::warn!(%cause, "the limit of open files could not be raised");
+    }
+}
+
+fn file(what: impl FnOnce() -> String) -> impl FnOnce(io::Error) -> StartError {
+    move |cause| StartError::File { what: what(), cause }
+}
