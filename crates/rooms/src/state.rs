@@ -746,10 +746,10 @@ mod tests {
 
     /// Few keys, of which many share their first bits, so that small tests reach deep trees.
     fn key(n: u16) -> Key {
-        let part = if n % 3 == 0 { Part::Others } else { Part::Members };
+        let part = if n.is_multiple_of(3) { Part::Others } else { Part::Members };
         let hash = Key::new("type", &n.to_string()).hash;
-        let shared = if n % 2 == 0 { 0 } else { u128::from(n & 0xf0) << 116 };
-        Key { part, hash: if n % 5 == 0 { shared | hash >> 24 } else { hash } }
+        let shared = if n.is_multiple_of(2) { 0 } else { u128::from(n & 0xf0) << 116 };
+        Key { part, hash: if n.is_multiple_of(5) { shared | hash >> 24 } else { hash } }
     }
 
     fn entries(memory: &Memory, root: Root, select: Select) -> Vec<EventNr> {

@@ -223,7 +223,7 @@ impl Room {
 
 /// The library's algorithm over whole states and whole auth chains, without any of our reductions.
 pub(crate) fn resolve_plainly(room: &Room, roots: &[Root]) -> BTreeMap<(String, String), OwnedEventId> {
-    use ruma::state_res::{self, StateMap, utils::event_id_set::EventIdSet};
+    use ruma::state_res::{self, StateMap};
     let maps: Vec<StateMap<OwnedEventId>> = roots
         .iter()
         .map(|root| {
@@ -231,28 +231,45 @@ pub(crate) fn resolve_plainly(room: &Room, roots: &[Root]) -> BTreeMap<(String, 
             map.map(|((kind, key), id)| ((kind.as_str().into(), key), id)).collect()
         })
         .collect();
-    let chains = maps
-        .iter()
-        .map(|map| {
-            let mut chain = EventIdSet::new();
-            let mut todo: Vec<OwnedEventId> = map.values().cloned().collect();
-            while let Some(id) = todo.pop() {
-                todo.extend(room.stored(&id).pdu.auth_events.iter().cloned());
-                chain.insert(id);
-            }
-            chain
-        })
-        .collect();
     let conflicts = resolve::conflicts(room, roots).unwrap();
-    let subgraph = resolve::subgraph(room, &conflicts).unwrap();
+    let names = |numbers: BTreeSet<EventNr>| -> BTreeSet<OwnedEventId> {
+        numbers.iter().map(|nr| room.events[nr].pdu.event_id.clone()).collect()
+    };
+    let sides = conflicts.iter().flat_map(|conflict| &conflict.sides);
+    let conflicting = names(sides.copied().flatten().collect());
+    let quickly = names(resolve::subgraph(room, &conflicts).unwrap());
+    assert_eq!(quickly, subgraph(room, &conflicting));
+    let chains = maps.iter().map(|map| chain(room, map.values()).into_iter().collect()).collect();
     let resolved = state_res::resolve(
         &room.rules.authorization,
         room.rules.state_res.v2_rules().unwrap(),
         &maps,
         chains,
         |id| room.numbers.get(id).map(|nr| room.events[nr].pdu.clone()),
-        |_| Some(subgraph.iter().map(|nr| room.events[nr].pdu.event_id.clone()).collect()),
+        |conflicted| {
+            let conflicted = conflicted.values().flatten();
+            Some(subgraph(room, &conflicted.cloned().collect()).into_iter().collect())
+        },
     )
     .unwrap();
     resolved.into_iter().map(|((kind, key), id)| ((kind.to_string(), key), id)).collect()
+}
+
+/// Some events and everything behind them.
+fn chain<'a>(room: &Room, events: impl IntoIterator<Item = &'a OwnedEventId>) -> BTreeSet<OwnedEventId> {
+    let mut chain = BTreeSet::new();
+    let mut todo: Vec<OwnedEventId> = events.into_iter().cloned().collect();
+    while let Some(id) = todo.pop() {
+        if chain.insert(id.clone()) {
+            todo.extend(room.stored(&id).pdu.auth_events.iter().cloned());
+        }
+    }
+    chain
+}
+
+/// The events behind a conflicted one that have a conflicted one behind them.
+fn subgraph(room: &Room, conflicted: &BTreeSet<OwnedEventId>) -> BTreeSet<OwnedEventId> {
+    let mut subgraph = chain(room, conflicted);
+    subgraph.retain(|id| !chain(room, [id]).is_disjoint(conflicted));
+    subgraph
 }
