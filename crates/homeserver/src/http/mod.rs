@@ -19,6 +19,8 @@ pub mod listener;
 mod local;
 mod router;
 mod routes;
+#[cfg(test)]
+mod tests;
 
 pub use body::{Body, BoxError};
 pub use context::{Ctx, RawCtx};
