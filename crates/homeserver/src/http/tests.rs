@@ -120,9 +120,7 @@ async fn pitfall_007_cors_on_every_answer_and_options_runs_nothing() {
 
 #[tokio::test]
 async fn pitfall_004_state_keys_may_be_empty_and_are_decoded_once() {
-    async fn state(
-        ctx: Ctx<get_state_event_for_key::v3::Request>,
-    ) -> Result<get_state_event_for_key::v3::Response> {
+    async fn state(ctx: Ctx<get_state_event_for_key::v3::Request>) -> Result<get_state_event_for_key::v3::Response> {
         Err(Error::not_found(format!("{}|{}", ctx.request.event_type, ctx.request.state_key)))
     }
     let client = local(Routes::default().ruma(state).access(Access::OptionalToken));
@@ -223,7 +221,10 @@ async fn pitfall_008_limits_are_per_class_and_can_be_off() {
     assert_eq!(client.get("/a/2").await.status, StatusCode::OK);
     let refused = client.get("/a/3").await;
     assert_eq!(problem(&refused), (429, "M_LIMIT_EXCEEDED".to_owned()));
-    assert_eq!((&refused.json()["retry_after_ms"], &refused.headers[header::RETRY_AFTER]), (&json!(1000), &"1".parse().unwrap()));
+    assert_eq!(
+        (&refused.json()["retry_after_ms"], &refused.headers[header::RETRY_AFTER]),
+        (&json!(1000), &"1".parse().unwrap())
+    );
     app.clock.advance(Duration::from_secs(1));
     assert_eq!(client.get("/a/4").await.status, StatusCode::OK);
 }
@@ -264,10 +265,8 @@ async fn a_mutation_survives_its_client_and_a_poll_does_not() {
             }
         }
     };
-    let routes = Routes::default()
-        .raw(Method::PUT, &["/slow"], slow.clone())
-        .raw(Method::POST, &["/poll"], slow)
-        .poll();
+    let routes =
+        Routes::default().raw(Method::PUT, &["/slow"], slow.clone()).raw(Method::POST, &["/poll"], slow).poll();
     let client = Local::new(Router::new(app.clone(), routes).unwrap());
     for (method, path) in [(Method::PUT, "/slow"), (Method::POST, "/poll")] {
         let waiting = client.send(method, path, Body::empty());

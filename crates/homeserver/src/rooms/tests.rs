@@ -221,7 +221,9 @@ async fn pitfall_001_a_transaction_is_one_event_however_often_it_comes() {
     let world = World::new(&["alice"]).await;
     let room = world.create("alice", Request::new()).await.unwrap();
     let key = |device: &str, path: &str, id: &str| {
-        TxnKey::new(&requester("alice", device), &["send", room.as_str(), path], <&TransactionId>::from(id))
+        let asks = requester("alice", device);
+        let path = ["send", room.as_str(), path];
+        TxnKey::new(&asks.user_id, asks.device_id.as_deref(), &path, <&TransactionId>::from(id))
     };
     let post = |txn: TxnKey| send(&world.app, &room, world.draft("alice", "m.a", json!({})), Some(txn));
     let (a, b) = tokio::join!(post(key("D1", "m.a", "1")), post(key("D1", "m.a", "1")));
