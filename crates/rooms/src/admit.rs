@@ -174,3 +174,140 @@ fn by_auth_events(cited: &[OwnedEventId], facts: &Facts) -> impl Fn(&StateEventT
 fn lookup(state: &KnownState) -> impl Fn(&StateEventType, &str) -> Option<Arc<Pdu>> {
     move |kind, key| state.get(&(kind.clone(), key.to_owned())).cloned().flatten()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        event::Parsed,
+        testing::{RULES_11, RULES_12, create_v12, object, state},
+    };
+
+    /// A room of two events, and a message by its creator that cites them.
+    struct Scene {
+        create: Arc<Pdu>,
+        alice: Arc<Pdu>,
+        message: Pdu,
+    }
+
+    fn scene() -> Scene {
+        let create = state("m.room.create", "@alice:a.test", "", json!({}));
+        let join = json!({"membership": "join"});
+        let alice = state("m.room.member", "@alice:a.test", "@alice:a.test", join);
+        let message = message(json!({"auth_events": [create.event_id, alice.event_id]}));
+        Scene { create, alice, message }
+    }
+
+    fn message(extra: Value) -> Pdu {
+        let mut event = object(json!({
+            "auth_events": [], "content": {}, "depth": 3, "hashes": {}, "origin_server_ts": 1,
+            "prev_events": ["$x"], "room_id": "!r:a.test", "sender": "@alice:a.test",
+            "signatures": {}, "type": "m.room.message",
+        }));
+        event.extend(object(extra));
+        Parsed::from_object(event, RULES_11).unwrap().pdu
+    }
+
+    fn answer(scene: &Scene, needs: Needs, facts: &mut Facts) {
+        let known = |key: &StateKey| match (key.0.to_string().as_str(), key.1.as_str()) {
+            ("m.room.create", "") => Some(scene.create.clone()),
+            ("m.room.member", "@alice:a.test") => Some(scene.alice.clone()),
+            _ => None,
+        };
+        for id in needs.events {
+            let event = [&scene.create, &scene.alice].into_iter().find(|pdu| pdu.event_id == id);
+            facts.events.insert(id, event.cloned());
+        }
+        facts.state_before.extend(needs.state_before.into_iter().map(|key| (key.clone(), known(&key))));
+        facts.current_state.extend(needs.current_state.into_iter().map(|key| (key.clone(), known(&key))));
+    }
+
+    fn judge(scene: &Scene, mut facts: Facts) -> (Verdict, usize) {
+        for round in 0..5 {
+            match admit(&scene.message, &facts, RULES_11) {
+                Step::Done(verdict) => return (verdict, round),
+                Step::Need(needs) => answer(scene, needs, &mut facts),
+            }
+        }
+        panic!("asked too often");
+    }
+
+    #[test]
+    fn an_event_is_judged_after_asking_twice() {
+        assert_eq!(judge(&scene(), Facts::default()), (Verdict::Accept, 2));
+        let at_head = Facts { at_head: true, ..Facts::default() };
+        assert_eq!(judge(&scene(), at_head), (Verdict::Accept, 2));
+    }
+
+    #[test]
+    fn an_event_at_the_head_does_not_ask_for_the_current_state() {
+        let scene = scene();
+        let mut facts = Facts { at_head: true, ..Facts::default() };
+        let Step::Need(needs) = admit(&scene.message, &facts, RULES_11) else { panic!() };
+        assert_eq!(needs.events.len(), 2);
+        answer(&scene, needs, &mut facts);
+        let Step::Need(needs) = admit(&scene.message, &facts, RULES_11) else { panic!() };
+        assert_eq!((needs.state_before.len(), needs.current_state.len()), (3, 0));
+    }
+
+    #[test]
+    fn pitfall_088_an_auth_event_nobody_has_is_a_reason_to_reject() {
+        let mut scene = scene();
+        scene.message = message(json!({"auth_events": [scene.create.event_id, "$nowhere"]}));
+        assert!(judge(&scene, Facts::default()).0.is_rejected());
+    }
+
+    #[test]
+    fn pitfall_088_state_before_rejects_current_state_soft_fails() {
+        let scene = scene();
+        let banned = json!({"membership": "ban"});
+        let banned = state("m.room.member", "@admin:a.test", "@alice:a.test", banned);
+        let member = (StateEventType::RoomMember, "@alice:a.test".to_owned());
+        let ban = KnownState::from([(member, Some(banned))]);
+        let before = Facts { state_before: ban.clone(), ..Facts::default() };
+        assert!(judge(&scene, before).0.is_rejected());
+        let now = Facts { current_state: ban, ..Facts::default() };
+        assert!(matches!(judge(&scene, now).0, Verdict::SoftFail(_)));
+    }
+
+    #[test]
+    fn pitfall_088_the_policy_server_comes_last_and_soft_fails() {
+        let refused = || Facts { policy_refusal: Some("spam".to_owned()), ..Facts::default() };
+        let (verdict, _) = judge(&scene(), refused());
+        assert_eq!(verdict, Verdict::SoftFail(Refusal("spam".to_owned())));
+        let mut scene = scene();
+        scene.message = message(json!({"auth_events": [scene.create.event_id]}));
+        assert!(judge(&scene, refused()).0.is_rejected());
+    }
+
+    #[test]
+    fn a_rejected_create_event_of_version_12_takes_the_room_with_it() {
+        let create = create_v12("@alice:a.test", json!({"room_version": "12"}));
+        let join = object(json!({
+            "auth_events": [], "content": {"membership": "join"}, "depth": 2, "hashes": {},
+            "origin_server_ts": 1, "prev_events": [create.event_id], "room_id": create.room_id,
+            "sender": "@alice:a.test", "signatures": {}, "state_key": "@alice:a.test",
+            "type": "m.room.member",
+        }));
+        let join = Parsed::from_object(join, RULES_12).unwrap().pdu;
+        let Step::Need(needs) = admit(&join, &Facts::default(), RULES_12) else { panic!() };
+        assert!(needs.events.contains(&create.event_id), "the room id names the create event");
+        let mut rejected = (*create).clone();
+        rejected.rejected = true;
+        let mut facts = Facts { at_head: true, ..Facts::default() };
+        facts.events.insert(create.event_id.clone(), Some(Arc::new(rejected)));
+        let verdict = admit(&join, &facts, RULES_12);
+        assert!(matches!(verdict, Step::Done(Verdict::Reject(_))));
+
+        facts.events.insert(create.event_id.clone(), Some(create.clone()));
+        for key in keys_to_judge(&join, RULES_12).unwrap() {
+            let event = (key.0 == StateEventType::RoomCreate).then(|| create.clone());
+            facts.state_before.insert(key, event);
+        }
+        assert_eq!(admit(&join, &facts, RULES_12), Step::Done(Verdict::Accept));
+        let state = |kind: &StateEventType, _: &str| (*kind == StateEventType::RoomCreate).then(|| create.clone());
+        assert_eq!(admit_local(&join, state, RULES_12), Ok(()));
+    }
+}

@@ -136,3 +136,122 @@ pub fn seal<K: KeyPair>(
 pub fn content_from_json(bytes: &[u8]) -> Result<CanonicalJsonObject, serde_json::Error> {
     serde_json::from_slice(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use ruma::{EventId, UserId, event_id, room_id, server_name};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::testing::{RULES_10, RULES_11, RULES_12, key_pair, object};
+
+    const SEED: &str = "YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1";
+
+    fn draft(kind: &str, state_key: Option<&str>, content: Value) -> Draft {
+        Draft {
+            kind: kind.into(),
+            content: object(content),
+            state_key: state_key.map(str::to_owned),
+            sender: UserId::parse("@alice:a.test").unwrap(),
+            redacts: None,
+            origin_server_ts: MilliSecondsSinceUnixEpoch(ruma::uint!(5)),
+        }
+    }
+
+    fn context<'a>(prev_events: &'a [OwnedEventId], depth: u64) -> Context<'a> {
+        Context { room_id: Some(room_id!("!r:a.test")), prev_events, depth, auth_events: prev_events }
+    }
+
+    fn cited(draft: &Draft, rules: &RoomVersionRules) -> Vec<String> {
+        let mut keys: Vec<String> = auth_types(draft, rules)
+            .unwrap()
+            .into_iter()
+            .map(|(kind, key)| format!("{kind} {key}").replace("m.room.", "").trim().to_owned())
+            .collect();
+        keys.sort();
+        keys
+    }
+
+    #[test]
+    fn pitfall_090_exactly_the_state_of_the_selection_is_cited() {
+        let member = |target: &str, content: Value| draft("m.room.member", Some(target), content);
+        let by = "@bob:b.test";
+        let join = |extra: Value| {
+            let mut join = member("@alice:a.test", json!({"membership": "join"}));
+            join.content.extend(object(extra));
+            join
+        };
+        let authorised = join(json!({"join_authorised_via_users_server": by}));
+        let mut leave = authorised.clone();
+        leave.content.extend(object(json!({"membership": "leave"})));
+        let third = json!({"membership": "invite", "third_party_invite": {"signed": {"token": "tok"}}});
+        let alice = "member @alice:a.test";
+        let bob = "member @bob:b.test";
+        let cases = [
+            (draft("m.room.create", Some(""), json!({})), vec![]),
+            (draft("m.room.message", None, json!({})), vec!["create", alice, "power_levels"]),
+            (join(json!({})), vec!["create", "join_rules", alice, "power_levels"]),
+            (authorised, vec!["create", "join_rules", alice, bob, "power_levels"]),
+            (leave, vec!["create", alice, "power_levels"]),
+            (member(by, json!({"membership": "invite"})), vec!["create", "join_rules", alice, bob, "power_levels"]),
+            (member(by, third), vec!["create", "join_rules", alice, bob, "power_levels", "third_party_invite tok"]),
+            (member(by, json!({"membership": "ban"})), vec!["create", alice, bob, "power_levels"]),
+        ];
+        for (draft, expected) in cases {
+            assert_eq!(cited(&draft, RULES_11), expected, "{draft:?}");
+            let without: Vec<_> = expected.into_iter().filter(|key| *key != "create").collect();
+            assert_eq!(cited(&draft, RULES_12), without, "{draft:?}");
+        }
+    }
+
+    #[test]
+    fn pitfall_066_a_redaction_names_its_target_where_the_version_wants_it() {
+        let mut redaction = draft("m.room.redaction", None, json!({"reason": "r"}));
+        redaction.redacts = Some(EventId::parse("$target").unwrap());
+        let old = build(redaction.clone(), &context(&[], 1), RULES_10);
+        let old = serde_json::to_value(old).unwrap();
+        assert_eq!((&old["redacts"], &old["content"]), (&json!("$target"), &json!({"reason": "r"})));
+        let new = serde_json::to_value(build(redaction, &context(&[], 1), RULES_11)).unwrap();
+        assert_eq!(new.get("redacts"), None);
+        assert_eq!(new["content"], json!({"reason": "r", "redacts": "$target"}));
+    }
+
+    #[test]
+    fn a_sealed_event_reads_like_any_other() {
+        let prev = [event_id!("$prev").to_owned()];
+        let object = build(draft("m.room.name", Some(""), json!({"name": "n"})), &context(&prev, 7), RULES_11);
+        let sealed = seal(object, server_name!("a.test"), &key_pair(SEED), RULES_11).unwrap();
+        let read = Parsed::from_bytes(&sealed.json(), RULES_11).unwrap();
+        assert_eq!(read.pdu.event_id, sealed.pdu.event_id);
+        assert_eq!((read.pdu.depth, read.pdu.prev_events.as_slice()), (7, prev.as_slice()));
+        assert_eq!(read.object, sealed.object);
+    }
+
+    #[test]
+    fn pitfall_091_a_hostile_depth_does_not_spread() {
+        let object = build(draft("m.x", None, json!({})), &context(&[], u64::MAX), RULES_11);
+        assert_eq!(serde_json::to_value(object).unwrap()["depth"], json!(9_007_199_254_740_991_u64));
+    }
+
+    #[test]
+    fn pitfall_069_the_size_counts_what_we_add_ourselves() {
+        let sealed = |size: usize| {
+            let content = json!({"body": "x".repeat(size)});
+            let object = build(draft("m.room.message", None, content), &context(&[], 1), RULES_11);
+            seal(object, server_name!("a.test"), &key_pair(SEED), RULES_11)
+        };
+        let frame = sealed(0).unwrap().json().len();
+        assert!(frame > 300, "hash and signature are in");
+        assert_eq!(sealed(65_536 - frame).unwrap().json().len(), 65_536);
+        assert!(sealed(65_537 - frame).unwrap_err().is_too_large());
+        assert!(sealed(100_000).unwrap_err().is_too_large());
+    }
+
+    #[test]
+    fn clients_cannot_send_what_canonical_json_cannot_hold() {
+        assert!(content_from_json(br#"{"a":1}"#).is_ok());
+        assert!(content_from_json(br#"{"a":1.5}"#).is_err());
+        assert!(content_from_json(br#"{"a":9007199254740992}"#).is_err());
+        assert!(content_from_json(b"[]").is_err());
+    }
+}

@@ -281,3 +281,177 @@ fn topic_content(topic: &str) -> CanonicalJsonObject {
 fn text(name: &str, value: &str) -> CanonicalJsonObject {
     [(name.to_owned(), CanonicalJsonValue::String(value.to_owned()))].into_iter().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::testing::{RULES_10, RULES_11, RULES_12, object};
+
+    fn person(name: &str) -> Person {
+        let user_id = UserId::parse(format!("@{name}:a.test")).unwrap();
+        Person { user_id, profile: object(json!({"displayname": name})) }
+    }
+
+    fn request(version: RoomVersionId) -> CreateRequest {
+        CreateRequest {
+            version,
+            creator: person("alice"),
+            preset: Preset::PrivateChat,
+            creation_content: CanonicalJsonObject::new(),
+            power_level_content_override: CanonicalJsonObject::new(),
+            initial_state: Vec::new(),
+            canonical_alias: None,
+            name: None,
+            topic: None,
+            invite: Vec::new(),
+            is_direct: false,
+            at: MilliSecondsSinceUnixEpoch(ruma::uint!(1)),
+        }
+    }
+
+    fn initial(kind: &str, content: Value) -> InitialState {
+        InitialState { kind: kind.into(), state_key: String::new(), content: object(content) }
+    }
+
+    fn kinds(plan: &[Draft]) -> Vec<String> {
+        plan.iter().map(|draft| draft.kind.to_string().replace("m.room.", "")).collect()
+    }
+
+    fn content(plan: &[Draft], kind: &str) -> Value {
+        let found: Vec<_> = plan.iter().filter(|draft| draft.kind.to_string() == format!("m.room.{kind}")).collect();
+        assert_eq!(found.len(), 1, "{kind}");
+        serde_json::to_value(&found[0].content).unwrap()
+    }
+
+    #[test]
+    fn pitfall_058_the_events_come_in_the_order_of_the_spec() {
+        let mut request = request(RoomVersionId::V11);
+        request.preset = Preset::PublicChat;
+        request.name = Some("n".to_owned());
+        request.topic = Some("t".to_owned());
+        request.canonical_alias = Some("#room:a.test".try_into().unwrap());
+        request.invite = vec![person("bob"), person("carol")];
+        request.is_direct = true;
+        request.initial_state = vec![initial("m.room.encryption", json!({"algorithm": "x"}))];
+        let plan = plan(request, RULES_11).unwrap();
+        assert_eq!(
+            kinds(&plan),
+            [
+                "create",
+                "member",
+                "power_levels",
+                "canonical_alias",
+                "join_rules",
+                "history_visibility",
+                "guest_access",
+                "encryption",
+                "name",
+                "topic",
+                "member",
+                "member",
+            ]
+        );
+        assert_eq!(content(&plan, "create"), json!({"room_version": "11"}));
+        assert_eq!(content(&plan, "join_rules"), json!({"join_rule": "public"}));
+        assert_eq!(content(&plan, "guest_access"), json!({"guest_access": "forbidden"}));
+        assert_eq!(content(&plan, "power_levels")["users"], json!({"@alice:a.test": 100}));
+        assert_eq!(content(&plan, "topic")["m.topic"]["m.text"][0]["body"], "t");
+        let invite = plan.last().unwrap();
+        assert_eq!(invite.state_key.as_deref(), Some("@carol:a.test"));
+        let expected = json!({"membership": "invite", "is_direct": true, "displayname": "carol"});
+        assert_eq!(serde_json::to_value(&invite.content).unwrap(), expected);
+        let join = json!({"membership": "join", "displayname": "alice"});
+        assert_eq!(serde_json::to_value(&plan[1].content).unwrap(), join);
+    }
+
+    #[test]
+    fn pitfall_058_initial_state_wins_over_the_preset_name_and_topic_over_both() {
+        let mut request = request(RoomVersionId::V11);
+        request.name = Some("from name".to_owned());
+        request.initial_state = vec![
+            initial("m.room.join_rules", json!({"join_rule": "knock"})),
+            initial("m.room.history_visibility", json!({"history_visibility": "joined"})),
+            initial("m.room.name", json!({"name": "from state"})),
+            initial("m.room.topic", json!({"topic": "from state"})),
+        ];
+        let plan = plan(request, RULES_11).unwrap();
+        assert_eq!(
+            kinds(&plan),
+            ["create", "member", "power_levels", "guest_access", "join_rules", "history_visibility", "topic", "name",]
+        );
+        assert_eq!(content(&plan, "join_rules"), json!({"join_rule": "knock"}));
+        assert_eq!(content(&plan, "name"), json!({"name": "from name"}));
+        assert_eq!(content(&plan, "topic"), json!({"topic": "from state"}));
+    }
+
+    #[test]
+    fn pitfall_058_creation_content_cannot_say_who_creates_what() {
+        for (version, rules, expected) in [
+            (
+                RoomVersionId::V10,
+                RULES_10,
+                json!({"creator": "@alice:a.test", "room_version": "10", "type": "m.space", "m.federate": false}),
+            ),
+            (RoomVersionId::V11, RULES_11, json!({"room_version": "11", "type": "m.space", "m.federate": false})),
+        ] {
+            let mut request = request(version);
+            request.creation_content = object(json!({
+                "creator": "@mallory:a.test", "room_version": "1", "type": "m.space", "m.federate": false
+            }));
+            assert_eq!(content(&plan(request, rules).unwrap(), "create"), expected);
+        }
+    }
+
+    #[test]
+    fn a_create_event_cannot_come_in_by_the_back_door() {
+        let mut request = request(RoomVersionId::V11);
+        request.initial_state = vec![initial("m.room.create", json!({}))];
+        assert!(matches!(plan(request, RULES_11), Err(CreateError::InitialState(_))));
+    }
+
+    #[test]
+    fn in_a_trusted_chat_everybody_has_the_same_power() {
+        let mut request = request(RoomVersionId::V11);
+        request.preset = Preset::TrustedPrivateChat;
+        request.invite = vec![person("bob")];
+        let levels = content(&plan(request.clone(), RULES_11).unwrap(), "power_levels");
+        assert_eq!(levels["users"], json!({"@alice:a.test": 100, "@bob:a.test": 100}));
+
+        request.version = RoomVersionId::V12;
+        request.creation_content = object(json!({"additional_creators": ["@carol:a.test", "@carol:a.test"]}));
+        let plan = plan(request, RULES_12).unwrap();
+        let creators = &content(&plan, "create")["additional_creators"];
+        assert_eq!(*creators, json!(["@carol:a.test", "@bob:a.test"]));
+        assert_eq!(content(&plan, "power_levels")["users"], json!({}));
+    }
+
+    #[test]
+    fn in_version_12_upgrading_is_for_creators_and_creators_have_no_level() {
+        let request = request(RoomVersionId::V12);
+        let levels = content(&plan(request.clone(), RULES_12).unwrap(), "power_levels");
+        assert_eq!(levels["events"]["m.room.tombstone"], 150);
+        assert_eq!(levels["users"], json!({}));
+
+        let mut listed = request.clone();
+        listed.power_level_content_override = object(json!({"users": {"@alice:a.test": 100}}));
+        let error = CreateError::CreatorInPowerLevels("@alice:a.test".to_owned());
+        assert_eq!(plan(listed, RULES_12).unwrap_err(), error);
+
+        for wrong in [json!("@bob:a.test"), json!([1]), json!(["bob"])] {
+            let mut request = request.clone();
+            request.creation_content = object(json!({"additional_creators": wrong}));
+            assert_eq!(plan(request, RULES_12).unwrap_err(), CreateError::AdditionalCreators);
+        }
+    }
+
+    #[test]
+    fn an_override_replaces_whole_keys_of_the_power_levels() {
+        let mut request = request(RoomVersionId::V11);
+        request.power_level_content_override = object(json!({"events": {"m.room.name": 0}, "invite": 100}));
+        let levels = content(&plan(request, RULES_11).unwrap(), "power_levels");
+        assert_eq!(levels["events"], json!({"m.room.name": 0}));
+        assert_eq!((&levels["invite"], &levels["ban"]), (&json!(100), &json!(50)));
+    }
+}

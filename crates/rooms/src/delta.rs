@@ -100,3 +100,69 @@ pub fn relation(pdu: &Pdu) -> Option<Relation> {
     let key = relates.key.and_then(|key| key.as_str().map(str::to_owned));
     Some(Relation { rel_type: relates.rel_type, event_id: relates.event_id, key })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        auth::Refusal,
+        event::Parsed,
+        testing::{RULES_11, object, state},
+    };
+
+    fn of(pdu: &Pdu, verdict: &Verdict, previous: Option<&Pdu>) -> Delta {
+        let nothing = |_: &EventId| None::<Vec<OwnedEventId>>;
+        delta(pdu, verdict, &BTreeSet::new(), false, nothing, previous)
+    }
+
+    fn message(content: Value) -> Pdu {
+        let event = json!({
+            "auth_events": [], "content": content, "depth": 1, "hashes": {}, "origin_server_ts": 1,
+            "prev_events": [], "room_id": "!r:a.test", "sender": "@u:a.test", "signatures": {},
+            "type": "m.room.message",
+        });
+        Parsed::from_object(object(event), RULES_11).unwrap().pdu
+    }
+
+    #[test]
+    fn a_membership_changes_when_clients_see_it() {
+        let join = state("m.room.member", "@u:a.test", "@u:a.test", json!({"membership": "join"}));
+        let leave = state("m.room.member", "@u:a.test", "@u:a.test", json!({"membership": "leave"}));
+        let change = of(&leave, &Verdict::Accept, Some(&join)).membership.unwrap();
+        assert_eq!((change.before, change.after), (MembershipState::Join, MembershipState::Leave));
+        let change = of(&join, &Verdict::Accept, None).membership.unwrap();
+        assert_eq!((change.before, change.after), (MembershipState::Leave, MembershipState::Join));
+    }
+
+    #[test]
+    fn pitfall_089_a_soft_failed_event_counts_as_state_but_nobody_sees_it() {
+        let join = state("m.room.member", "@u:a.test", "@u:a.test", json!({"membership": "join"}));
+        let refusal = Refusal("no".to_owned());
+        let soft = of(&join, &Verdict::SoftFail(refusal.clone()), None);
+        assert_eq!((soft.visible, soft.membership), (false, None));
+        assert_eq!(soft.state_entry, Some(state::Key::new("m.room.member", "@u:a.test")));
+        let rejected = of(&join, &Verdict::Reject(refusal), None);
+        assert_eq!((rejected.visible, rejected.state_entry), (false, None));
+    }
+
+    #[test]
+    fn relations_are_found_where_they_make_sense() {
+        let relates = json!({"m.relates_to": {"rel_type": "m.annotation", "event_id": "$x", "key": "+"}});
+        let found = relation(&message(relates.clone())).unwrap();
+        assert_eq!((found.rel_type.as_str(), found.event_id.as_str()), ("m.annotation", "$x"));
+        assert_eq!(found.key.as_deref(), Some("+"));
+        assert_eq!(relation(&state("m.custom", "@u:a.test", "", relates)), None);
+        for nonsense in [
+            json!({"m.relates_to": 1}),
+            json!({"m.relates_to": {"event_id": "$x"}}),
+            json!({"m.relates_to": {"rel_type": "m.thread", "event_id": "x"}}),
+            json!({"body": "m.relates_to"}),
+        ] {
+            assert_eq!(relation(&message(nonsense)), None);
+        }
+        let odd_key = json!({"m.relates_to": {"rel_type": "m.annotation", "event_id": "$x", "key": 1}});
+        assert_eq!(relation(&message(odd_key)).unwrap().key, None);
+    }
+}

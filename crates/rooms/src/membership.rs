@@ -224,3 +224,179 @@ pub fn choose_authoriser(
         .filter(|user| power.allows(user, Action::Invite))
         .max_by(|a, b| power.of(a).cmp(&power.of(b)).then_with(|| b.cmp(a)))
 }
+
+#[cfg(test)]
+mod tests {
+    use MembershipState as M;
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::{RULES_10, RULES_11, object, state};
+
+    fn admin() -> &'static UserId {
+        ruma::user_id!("@admin:a.test")
+    }
+
+    fn moderator() -> &'static UserId {
+        ruma::user_id!("@mod:a.test")
+    }
+
+    fn user() -> &'static UserId {
+        ruma::user_id!("@user:a.test")
+    }
+
+    fn power(content: serde_json::Value) -> Power<'static> {
+        let create = state("m.room.create", "@admin:a.test", "", json!({}));
+        let levels = state("m.room.power_levels", "@admin:a.test", "", content);
+        Power::new(create, Some(levels), RULES_11)
+    }
+
+    fn usual() -> Power<'static> {
+        power(json!({"users": {"@admin:a.test": 100, "@mod:a.test": 50}, "invite": 50}))
+    }
+
+    #[test]
+    fn pitfall_064_nobody_acts_on_their_equals() {
+        let power = usual();
+        let kick = |actor, target| check(Act::Kick, (actor, &M::Join), (target, &M::Join), &power);
+        assert_eq!(kick(moderator(), user()), Ok(Plan::Send));
+        assert_eq!(kick(moderator(), admin()), Err(Obstacle::NoPower));
+        assert_eq!(kick(moderator(), moderator()), Err(Obstacle::NoPower));
+        assert_eq!(kick(user(), user()), Err(Obstacle::NoPower));
+        let ban = |actor, target| check(Act::Ban, (actor, &M::Join), (target, &M::Leave), &power);
+        assert_eq!(ban(moderator(), user()), Ok(Plan::Send));
+        assert_eq!(ban(moderator(), admin()), Err(Obstacle::NoPower));
+    }
+
+    #[test]
+    fn pitfall_064_lifting_a_ban_takes_the_power_to_ban_and_to_kick() {
+        for (ban, kick, expected) in
+            [(50, 50, Ok(Plan::Send)), (60, 50, Err(Obstacle::NoPower)), (50, 60, Err(Obstacle::NoPower))]
+        {
+            let power = power(json!({"users": {"@mod:a.test": 50}, "ban": ban, "kick": kick}));
+            let unban = check(Act::Unban, (moderator(), &M::Join), (user(), &M::Ban), &power);
+            assert_eq!(unban, expected, "ban {ban} kick {kick}");
+        }
+    }
+
+    #[test]
+    fn pitfall_064_a_kick_takes_back_an_invite() {
+        let kick = check(Act::Kick, (moderator(), &M::Join), (user(), &M::Invite), &usual());
+        assert_eq!(kick, Ok(Plan::Send));
+    }
+
+    #[test]
+    fn what_is_so_already_and_what_cannot_be() {
+        let power = usual();
+        let by_self = |act, is| check(act, (user(), &is), (user(), &is), &power);
+        let by_mod = |act, is| check(act, (moderator(), &M::Join), (user(), &is), &power);
+        assert_eq!(by_self(Act::Join, M::Join), Ok(Plan::Nothing));
+        assert_eq!(by_self(Act::Join, M::Ban), Err(Obstacle::Banned));
+        assert_eq!(by_self(Act::Leave, M::Invite), Ok(Plan::Send));
+        assert_eq!(by_self(Act::Leave, M::Leave), Ok(Plan::Nothing));
+        assert_eq!(by_self(Act::Leave, M::Ban), Err(Obstacle::Banned));
+        assert_eq!(by_self(Act::Knock, M::Join), Err(Obstacle::AlreadyJoined));
+        assert_eq!(by_mod(Act::Invite, M::Join), Err(Obstacle::AlreadyJoined));
+        assert_eq!(by_mod(Act::Invite, M::Ban), Err(Obstacle::Banned));
+        assert_eq!(by_mod(Act::Invite, M::Knock), Ok(Plan::Send));
+        assert_eq!(by_mod(Act::Kick, M::Leave), Err(Obstacle::TargetNotThere));
+        assert_eq!(by_mod(Act::Unban, M::Leave), Err(Obstacle::NotBanned));
+        assert_eq!(by_mod(Act::Ban, M::Ban), Ok(Plan::Nothing));
+        let outside = check(Act::Invite, (moderator(), &M::Leave), (user(), &M::Leave), &power);
+        assert_eq!(outside, Err(Obstacle::ActorNotJoined));
+        let weak = check(Act::Invite, (user(), &M::Join), (moderator(), &M::Leave), &power);
+        assert_eq!(weak, Err(Obstacle::NoPower));
+    }
+
+    fn rule(rule: &str) -> std::sync::Arc<Pdu> {
+        state(
+            "m.room.join_rules",
+            "@admin:a.test",
+            "",
+            json!({
+                "join_rule": rule,
+                "allow": [
+                    {"type": "m.room_membership", "room_id": "!space:a.test"},
+                    {"type": "org.example.other", "room_id": "!x:a.test"},
+                    {"type": "m.room_membership"},
+                    17,
+                ],
+            }),
+        )
+    }
+
+    #[test]
+    fn pitfall_060_an_invite_makes_an_authoriser_needless() {
+        let restricted = rule("restricted");
+        let needs = |is: &M| join_needs(Some(&restricted), is, RULES_10);
+        assert_eq!(needs(&M::Invite), Ok(JoinNeeds::Nothing));
+        assert_eq!(needs(&M::Join), Ok(JoinNeeds::Nothing));
+        assert_eq!(needs(&M::Ban), Err(Obstacle::Banned));
+        let rooms = vec!["!space:a.test".try_into().unwrap()];
+        assert_eq!(needs(&M::Leave), Ok(JoinNeeds::Authoriser { rooms: rooms.clone() }));
+        assert_eq!(needs(&M::Knock), Ok(JoinNeeds::Authoriser { rooms }));
+    }
+
+    #[test]
+    fn join_rules_a_version_does_not_know_ask_for_an_invite() {
+        let needs = |name: &str, rules| join_needs(Some(&rule(name)), &M::Leave, rules);
+        assert_eq!(needs("public", RULES_10), Ok(JoinNeeds::Nothing));
+        for (name, rules) in [
+            ("invite", RULES_10),
+            ("private", RULES_10),
+            ("knock", RULES_10),
+            ("org.example.x", RULES_10),
+            ("restricted", &RoomVersionRules::V7),
+            ("knock_restricted", &RoomVersionRules::V9),
+        ] {
+            assert_eq!(needs(name, rules), Err(Obstacle::NotInvited), "{name}");
+        }
+        assert_eq!(join_needs(None, &M::Leave, RULES_10), Err(Obstacle::NotInvited));
+    }
+
+    #[test]
+    fn pitfall_060_the_authoriser_is_a_member_with_the_power_to_invite() {
+        let all = || [user(), moderator(), admin()].map(ToOwned::to_owned);
+        assert_eq!(choose_authoriser(all(), &usual()).as_deref(), Some(admin()));
+        assert_eq!(choose_authoriser([moderator().to_owned()], &usual()).as_deref(), Some(moderator()));
+        assert_eq!(choose_authoriser([user().to_owned()], &usual()), None);
+        let anybody = power(json!({}));
+        assert_eq!(choose_authoriser(all(), &anybody).as_deref(), Some(admin()));
+    }
+
+    #[test]
+    fn pitfall_061_knocking_takes_the_rule_and_the_version() {
+        let knock = |name: &str, rules| check_knock(Some(&rule(name)), rules).is_ok();
+        assert!(knock("knock", &RoomVersionRules::V7));
+        assert!(!knock("knock", &RoomVersionRules::V6));
+        assert!(knock("knock_restricted", RULES_10));
+        assert!(!knock("knock_restricted", &RoomVersionRules::V9));
+        assert!(!knock("public", RULES_10));
+        assert_eq!(check_knock(None, RULES_10), Err(Obstacle::NoKnocking));
+    }
+
+    #[test]
+    fn member_events_say_what_they_should_and_no_more() {
+        let at = MilliSecondsSinceUnixEpoch(ruma::uint!(1));
+        let details = || Details {
+            profile: object(json!({"displayname": "U"})),
+            reason: Some("r".to_owned()),
+            is_direct: true,
+            authoriser: Some(admin().to_owned()),
+        };
+        let content = |act| draft(act, moderator().to_owned(), user(), details(), at).content;
+        assert_eq!(
+            content(Act::Join),
+            object(json!({
+                "membership": "join", "displayname": "U", "reason": "r",
+                "join_authorised_via_users_server": "@admin:a.test",
+            }))
+        );
+        let invite = json!({"membership": "invite", "displayname": "U", "reason": "r", "is_direct": true});
+        assert_eq!(content(Act::Invite), object(invite));
+        let leave = object(json!({"membership": "leave", "reason": "r"}));
+        assert_eq!(content(Act::Kick), leave);
+        assert_eq!(content(Act::Unban), leave);
+        assert_eq!(content(Act::Ban), object(json!({"membership": "ban", "reason": "r"})));
+    }
+}

@@ -116,3 +116,86 @@ impl<'a> Power<'a> {
             .unwrap_or_else(|| field.default_value())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::testing::{RULES_10, RULES_11, RULES_12, create_v12, state};
+
+    fn alice() -> &'static UserId {
+        ruma::user_id!("@alice:a.test")
+    }
+
+    fn bob() -> &'static UserId {
+        ruma::user_id!("@bob:a.test")
+    }
+
+    fn carol() -> &'static UserId {
+        ruma::user_id!("@carol:a.test")
+    }
+
+    fn levels(content: Value) -> Option<Arc<Pdu>> {
+        Some(state("m.room.power_levels", "@alice:a.test", "", content))
+    }
+
+    fn in_v11(content: Option<Value>) -> Power<'static> {
+        let create = state("m.room.create", "@alice:a.test", "", json!({}));
+        Power::new(create, content.and_then(levels), RULES_11)
+    }
+
+    #[test]
+    fn pitfall_065_defaults_are_the_same_without_the_key_and_without_the_event() {
+        for power in [in_v11(None), in_v11(Some(json!({})))] {
+            assert_eq!(power.of(bob()), UserPowerLevel::Int(int!(0)));
+            assert_eq!(power.required_to_send(&"m.room.topic".into(), true), int!(50));
+            assert_eq!(power.required_to_send(&"m.room.message".into(), false), int!(0));
+            assert_eq!(power.required(Action::Invite), int!(0));
+            assert_eq!(power.required(Action::Kick), int!(50));
+            assert_eq!(power.required(Action::Ban), int!(50));
+            assert_eq!(power.required(Action::Redact), int!(50));
+            assert_eq!(power.required_to_notify("room"), int!(50));
+        }
+        // Only without the event is there something special about the creator.
+        assert_eq!(in_v11(None).of(alice()), UserPowerLevel::Int(int!(100)));
+        assert_eq!(in_v11(Some(json!({}))).of(alice()), UserPowerLevel::Int(int!(0)));
+    }
+
+    #[test]
+    fn pitfall_065_creators_of_version_12_have_power_without_end() {
+        let create = create_v12("@alice:a.test", json!({"additional_creators": ["@bob:a.test"]}));
+        for levels in [None, levels(json!({"users": {"@carol:a.test": 9000}}))] {
+            let power = Power::new(create.clone(), levels, RULES_12);
+            assert_eq!(power.of(alice()), UserPowerLevel::Infinite);
+            assert_eq!(power.of(bob()), UserPowerLevel::Infinite);
+            assert!(power.of(carol()) < UserPowerLevel::Infinite);
+            assert!(!power.allows_against(carol(), Action::Kick, bob()));
+            assert!(!power.allows_against(alice(), Action::Kick, bob()));
+        }
+    }
+
+    #[test]
+    fn pitfall_065_before_version_10_levels_may_be_strings() {
+        let create = state("m.room.create", "@alice:a.test", "", json!({"creator": "@alice:a.test"}));
+        let content = json!({"users": {"@bob:a.test": "60"}, "ban": "70"});
+        let rules = &RoomVersionRules::V9;
+        let power = Power::new(create.clone(), levels(content.clone()), rules);
+        assert_eq!(power.of(bob()), UserPowerLevel::Int(int!(60)));
+        assert_eq!(power.required(Action::Ban), int!(70));
+        let power = Power::new(create, levels(content), RULES_10);
+        assert_eq!(power.of(bob()), UserPowerLevel::Int(int!(0)));
+    }
+
+    #[test]
+    fn events_and_notifications_have_levels_of_their_own() {
+        let power = in_v11(Some(json!({
+            "events": {"m.room.topic": 10}, "state_default": 30, "events_default": 5,
+            "notifications": {"room": 20}, "users_default": 10,
+        })));
+        assert!(power.allows_sending(bob(), &"m.room.topic".into(), true));
+        assert!(!power.allows_sending(bob(), &"m.room.name".into(), true));
+        assert!(power.allows_sending(bob(), &"m.room.name".into(), false));
+        assert_eq!(power.required_to_notify("room"), int!(20));
+    }
+}

@@ -142,3 +142,104 @@ fn field<'a>(object: &'a CanonicalJsonObject, name: &str) -> Option<&'a str> {
 fn server_of(user_id: Option<&str>) -> Option<OwnedServerName> {
     Some(<&UserId>::try_from(user_id?).ok()?.server_name().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use ruma::signatures::Ed25519KeyPair;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        build::seal,
+        testing::{RULES_11, key_pair, object},
+    };
+
+    fn key(seed: u8) -> Ed25519KeyPair {
+        key_pair(&Base64::<ruma::serde::base64::Standard, _>::new([seed; 32]).encode())
+    }
+
+    fn event(extra: Value) -> CanonicalJsonObject {
+        let mut event = object(json!({
+            "auth_events": [], "content": {"body": "hi"}, "depth": 1, "origin_server_ts": 100,
+            "prev_events": [], "room_id": "!r:a.test", "sender": "@u:a.test",
+            "type": "m.room.message",
+        }));
+        event.extend(object(extra));
+        event
+    }
+
+    fn signed(extra: Value) -> Parsed {
+        seal(event(extra), "a.test".try_into().unwrap(), &key(1), RULES_11).unwrap()
+    }
+
+    fn keys(of: &[(&str, u8)]) -> Keys {
+        let entry = |(server, seed): &(&str, u8)| {
+            let valid_until_ts = MilliSecondsSinceUnixEpoch(ruma::uint!(100));
+            let key = ServerKey { key: Base64::new(key(*seed).public_key().to_vec()), valid_until_ts };
+            ((*server).try_into().unwrap(), [("ed25519:1".to_owned(), key)].into())
+        };
+        of.iter().map(entry).collect()
+    }
+
+    #[test]
+    fn a_signed_event_is_authentic_until_something_is_changed() {
+        let keys = keys(&[("a.test", 1)]);
+        let sealed = signed(json!({}));
+        assert!(verify(sealed.clone(), &keys, RULES_11).is_ok());
+        let mut forged = sealed.object.clone();
+        forged.extend(object(json!({"depth": 2})));
+        let forged = Parsed::from_object(forged, RULES_11).unwrap();
+        assert!(verify(forged, &keys, RULES_11).is_err());
+        let wrong = super::tests::keys(&[("a.test", 2)]);
+        assert!(verify(sealed.clone(), &wrong, RULES_11).is_err());
+        let missing = verify(sealed, &Keys::new(), RULES_11);
+        assert!(matches!(missing, Err(SignatureError::NoValidKey(_))));
+    }
+
+    #[test]
+    fn pitfall_088_an_event_with_changed_content_is_redacted_not_dropped() {
+        let mut changed = signed(json!({})).object;
+        changed.extend(object(json!({"content": {"body": "changed"}})));
+        let changed = Parsed::from_object(changed, RULES_11).unwrap();
+        let id = changed.pdu.event_id.clone();
+        let verified = verify(changed, &keys(&[("a.test", 1)]), RULES_11).unwrap();
+        assert_eq!(verified.pdu.content.get(), "{}");
+        assert_eq!(verified.pdu.event_id, id);
+    }
+
+    #[test]
+    fn a_key_counts_only_while_it_is_valid() {
+        let keys = keys(&[("a.test", 1)]);
+        assert!(verify(signed(json!({"origin_server_ts": 100})), &keys, RULES_11).is_ok());
+        assert!(verify(signed(json!({"origin_server_ts": 101})), &keys, RULES_11).is_err());
+    }
+
+    #[test]
+    fn only_restricted_joins_need_the_signature_of_an_authoriser() {
+        let authoriser = "join_authorised_via_users_server";
+        let keys = keys(&[("a.test", 1)]);
+        // A message that names one, even in nonsense, is nothing special.
+        for value in [json!("@x:b.test"), json!(17)] {
+            let message = signed(json!({"content": {authoriser: value}}));
+            assert!(verify(message, &keys, RULES_11).is_ok());
+        }
+        let member = |membership: &str| {
+            signed(json!({
+                "type": "m.room.member", "state_key": "@u:a.test",
+                "content": {"membership": membership, authoriser: "@x:b.test"},
+            }))
+        };
+        assert!(verify(member("leave"), &keys, RULES_11).is_ok());
+        let join = member("join");
+        assert!(verify(join.clone(), &keys, RULES_11).is_err());
+
+        let mut both = join.object;
+        ruma::signatures::sign_event("b.test", &key(2), &mut both, &RULES_11.redaction).unwrap();
+        let both = Parsed::from_object(both, RULES_11).unwrap();
+        let needed = keys_needed(&both.object, RULES_11).unwrap();
+        assert_eq!(needed.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["a.test", "b.test"]);
+        assert!(verify(both.clone(), &keys, RULES_11).is_err());
+        let keys = super::tests::keys(&[("a.test", 1), ("b.test", 2)]);
+        assert!(verify(both, &keys, RULES_11).is_ok());
+    }
+}

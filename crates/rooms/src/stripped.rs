@@ -89,3 +89,60 @@ pub fn strip_received(
     }
     Ok(stripped)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::testing::{RULES_11, RULES_12, state};
+
+    fn raw(value: Value) -> Box<RawValue> {
+        to_raw_value(&value).unwrap()
+    }
+
+    fn create() -> Value {
+        json!({
+            "auth_events": [], "content": {"room_version": "12"}, "depth": 1, "hashes": {},
+            "origin_server_ts": 1, "prev_events": [], "sender": "@a:a.test", "signatures": {},
+            "state_key": "", "type": "m.room.create", "unsigned": {"age": 1},
+        })
+    }
+
+    #[test]
+    fn pitfall_053_stripped_state_has_four_members() {
+        let name = state("m.room.name", "@a:a.test", "", json!({"name": "\u{e9}\"\n"}));
+        let stripped: Value = serde_json::from_str(strip(&name).unwrap().get()).unwrap();
+        let expected = json!({
+            "content": {"name": "\u{e9}\"\n"}, "sender": "@a:a.test", "state_key": "",
+            "type": "m.room.name"
+        });
+        assert_eq!(stripped, expected);
+        let shown = keys(Some(ruma::user_id!("@a:a.test")));
+        assert!(shown.contains(&(StateEventType::RoomCreate, String::new())));
+        assert!(shown.contains(&(StateEventType::RoomMember, "@a:a.test".to_owned())));
+    }
+
+    #[test]
+    fn pitfall_062_an_invite_to_version_12_shows_the_create_event_of_that_room() {
+        let pdu = Pdu::parse(create().to_string().as_bytes(), RULES_12).unwrap();
+        let name = json!({"content": {}, "sender": "@a:a.test", "state_key": "", "type": "m.room.name"});
+        let events = [raw(create()), raw(name.clone())];
+        let stripped = strip_received(&events, &pdu.room_id, RULES_12).unwrap();
+        assert_eq!(
+            stripped[0].get(),
+            r#"{"content":{"room_version":"12"},"sender":"@a:a.test","state_key":"","type":"m.room.create"}"#
+        );
+        let none = strip_received(&events[1..], &pdu.room_id, RULES_12);
+        assert!(matches!(none, Err(StrippedError::NoCreate)));
+        let elsewhere = RoomId::parse("!other").unwrap();
+        let other = strip_received(&events, &elsewhere, RULES_12);
+        assert!(matches!(other, Err(StrippedError::OtherRoom)));
+        let mut bare = create();
+        bare.as_object_mut().unwrap().remove("auth_events");
+        assert!(strip_received(&[raw(bare.clone())], &pdu.room_id, RULES_12).is_err());
+        // Older rooms come with what servers have always sent.
+        let sent = [raw(bare), raw(name), raw(json!({"type": "no event"}))];
+        assert_eq!(strip_received(&sent, &elsewhere, RULES_11).unwrap().len(), 2);
+    }
+}

@@ -18,3 +18,22 @@ pub fn heroes(
     let present = first(&mut joined_or_invited.into_iter());
     if present.is_empty() { first(&mut left_or_banned.into_iter()) } else { present }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn users(names: &[&str]) -> Vec<OwnedUserId> {
+        names.iter().map(|name| UserId::parse(format!("@{name}:a.test")).unwrap()).collect()
+    }
+
+    #[test]
+    fn heroes_are_the_first_five_others() {
+        let me = UserId::parse("@me:a.test").unwrap();
+        let heroes = |present: &[&str], gone: &[&str]| super::heroes(&me, users(present), users(gone));
+        assert_eq!(heroes(&["a", "me", "b"], &["c"]), users(&["a", "b"]));
+        assert_eq!(heroes(&["f", "e", "me", "d", "c", "b", "a"], &[]), users(&["f", "e", "d", "c", "b"]));
+        assert_eq!(heroes(&["me"], &["c", "me", "d"]), users(&["c", "d"]));
+        assert_eq!(heroes(&["me"], &[]), users(&[]));
+    }
+}

@@ -67,3 +67,60 @@ pub fn page_end(last: Option<u64>, direction: Direction, has_more: bool) -> Opti
         Direction::Forward => last,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    fn shown(since: Option<u64>, until: u64, limit: usize) -> Window<u64> {
+        // Positions of a room: 2, 4, .. 20.
+        let newest_first = (1..=10).rev().map(|n| Ok::<_, Infallible>((2 * n, 2 * n)));
+        window(newest_first, since, until, limit).unwrap()
+    }
+
+    #[test]
+    fn a_window_is_the_newest_events_in_order() {
+        let all = shown(Some(14), 20, 10);
+        assert_eq!(all, Window { items: vec![16, 18, 20], limited: false, prev_batch: 15 });
+        let some = shown(Some(4), 18, 3);
+        assert_eq!(some, Window { items: vec![14, 16, 18], limited: true, prev_batch: 13 });
+        let first = shown(None, 20, 3);
+        assert_eq!(first, Window { items: vec![16, 18, 20], limited: true, prev_batch: 15 });
+        let whole = shown(None, 20, 10);
+        assert!(!whole.limited && whole.items.len() == 10);
+    }
+
+    #[test]
+    fn reading_back_from_a_window_leaves_nothing_out_and_repeats_nothing() {
+        for since in [None, Some(0), Some(3), Some(4), Some(13)] {
+            for limit in 0..12 {
+                let window = shown(since, 19, limit);
+                let before: Vec<u64> = (1..=10).map(|n| 2 * n).filter(|p| *p <= window.prev_batch).collect();
+                let expected_end =
+                    window.items.first().copied().unwrap_or(if window.limited { 19 } else { since.unwrap_or(19) + 1 });
+                let expected: Vec<u64> = (1..=10).map(|n| 2 * n).filter(|p| *p < expected_end).collect();
+                assert_eq!(before, expected, "{since:?} {limit}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_window_reads_no_further_than_it_must() {
+        let read = std::cell::Cell::new(0);
+        let endless = std::iter::from_fn(|| {
+            read.set(read.get() + 1);
+            Some(Ok::<_, Infallible>((1_000 - read.get(), ())))
+        });
+        assert!(window(endless, None, 2_000, 5).unwrap().limited);
+        assert_eq!(read.get(), 6);
+    }
+
+    #[test]
+    fn pages_end_where_the_next_begins() {
+        assert_eq!(page_end(Some(8), Direction::Backward, true), Some(7));
+        assert_eq!(page_end(Some(8), Direction::Forward, true), Some(8));
+        assert_eq!(page_end(Some(8), Direction::Forward, false), None);
+    }
+}
