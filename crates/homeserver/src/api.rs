@@ -10,6 +10,17 @@ pub fn routes() -> Routes {
         .join(client::create_room::routes())
         .join(client::membership::routes())
         .join(client::message::routes())
+        .join(client::register::routes())
+        .join(client::session::routes())
+        .join(client::account::routes())
+        .join(client::devices::routes())
+        .join(client::profile::routes())
+        .join(client::capabilities::routes())
+        .join(client::account_data::routes())
+        .join(client::tags::routes())
+        .join(client::filters::routes())
+        .join(client::push_rules::routes())
+        .join(admin::register::routes())
 }
 
 /// What the administration socket answers.

@@ -20,5 +20,8 @@ mod services;
 pub mod signing;
 pub mod stored;
 pub mod sync;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod users;
 
 pub use services::{App, Services, StartError};

@@ -23,6 +23,13 @@ pub mod topic {
     /// The class of membership topics; the key is the user ID.
     pub const MEMBERSHIP: u8 = 3;
 
+    /// The class of the topic of all jobs.
+    pub const JOBS: u8 = 5;
+
+    /// There is work to do in the background.
+    pub fn jobs() -> Topic {
+        Topic::new(JOBS, [])
+    }
     /// Something happened in a room: an event, a receipt.
     pub fn room(room: RoomNr) -> Topic {
         Topic::number(ROOM, room)
@@ -51,8 +58,13 @@ pub fn room_nr(room_id: &RoomId) -> RoomNr {
 // ---- the server itself -------------------------------------------------------------------------------------------
 
 pub const SERVER: Table<String, Bytes> = Table::new(0x01, "server", Hint::Small, None, "a fact about this server");
-pub const JOBS: Table<Pos, Job> =
-    Table::new(0x02, "jobs", Hint::Small, None, "work that was decided and is carried out in the background");
+pub const JOBS: Table<Pos, Job> = Table::new(
+    0x02,
+    "jobs",
+    Hint::Small,
+    Some(|_| topic::jobs()),
+    "work that was decided and is carried out in the background",
+);
 
 // ---- accounts ----------------------------------------------------------------------------------------------------
 
@@ -62,9 +74,10 @@ pub const PROFILES: Table<(String, String), Bytes> =
 pub const DEVICES: Table<(String, String), Device> =
     Table::new(0x12, "devices", Hint::Small, Some(|(user, _)| topic::user(user)), "a device, by user ID and device ID");
 /// The key is the SHA-256 of the token, so that a stolen disk does not log anybody in.
-pub const TOKENS: Table<Bytes, Token> =
-    Table::new(0x13, "tokens", Hint::Small, None, "an access or refresh token, by hash");
-pub const DEVICE_TOKENS: Table<(String, String, Bytes), ()> =
+pub const TOKENS: Table<[u8; 32], Token> =
+    Table::new(0x13, "tokens", Hint::Small, None, "an access, refresh or login token, by hash");
+/// The device ID is empty for login tokens.
+pub const DEVICE_TOKENS: Table<(String, String, [u8; 32]), ()> =
     Table::new(0x14, "device_tokens", Hint::Small, None, "a device's tokens, by user ID, device ID and token hash");
 pub const REGISTRATION_TOKENS: Table<String, RegistrationToken> =
     Table::new(0x15, "registration_tokens", Hint::Small, None, "a registration token");
@@ -89,6 +102,10 @@ pub const ACCOUNT_DATA_AT: Table<(String, String, String), Pos> = Table::new(
 );
 pub const FILTERS: Table<(String, u64), Bytes> =
     Table::new(0x19, "filters", Hint::Small, None, "a sync filter as JSON, by user ID and filter ID").chunked();
+
+/// Apart from the device, because it is written often and wakes nobody.
+pub const DEVICE_SEEN: Table<(String, String), Seen> =
+    Table::new(0x1a, "device_seen", Hint::Small, None, "when a device was last used, by user ID and device ID");
 
 // ---- rooms -------------------------------------------------------------------------------------------------------
 
@@ -150,6 +167,7 @@ pub fn tables() -> Vec<TableDef> {
         ACCOUNT_DATA_LOG.def(),
         ACCOUNT_DATA_AT.def(),
         FILTERS.def(),
+        DEVICE_SEEN.def(),
         HEADS.def(),
         EVENTS.def(),
         EVENT_IDS.def(),
@@ -177,6 +195,8 @@ pub enum Job {
     PropagateProfile { user_id: String, from: RoomNr },
     /// Make a deactivated user leave the rooms that are left, and refuse the invites.
     LeaveAll { user_id: String },
+    /// Delete what is left of a device that had more than fits in one commit.
+    ForgetDevice { user_id: String, device_id: String },
 }
 postcard_value!(Job, 1);
 
@@ -191,6 +211,8 @@ pub struct User {
     pub deactivated: bool,
     pub locked: bool,
     pub suspended: bool,
+    /// The user wished to be forgotten when the account was closed.
+    pub erased: bool,
 }
 postcard_value!(User, 1);
 
@@ -199,15 +221,23 @@ postcard_value!(User, 1);
 pub struct Device {
     pub display_name: Option<String>,
     pub created_ts: u64,
-    pub last_seen_ts: Option<u64>,
-    pub last_seen_ip: Option<String>,
 }
 postcard_value!(Device, 1);
+
+/// When a device was last used, to within some minutes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    pub ts: u64,
+    pub ip: Option<String>,
+}
+postcard_value!(Seen, 1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TokenKind {
     Access,
     Refresh,
+    /// Logs its user in once.
+    Login,
 }
 
 /// What a token stands for.
@@ -216,13 +246,12 @@ pub struct Token {
     pub kind: TokenKind,
     pub user_id: String,
     pub device_id: String,
-    /// When an access token ends, in milliseconds since the epoch.
+    /// When the token ends, in milliseconds since the epoch. Refresh tokens do not.
     pub expires_ts: Option<u64>,
-    /// For an access token that was given out with a refresh token, and for that refresh token: the hash of the refresh
-    /// token that was used to get this pair. It stays valid until one of the new pair is used.
-    pub replaces: Option<Vec<u8>>,
-    /// The other token of the pair.
-    pub partner: Option<Vec<u8>>,
+    /// The hash of the other token, for an access and a refresh token that were given out together.
+    pub partner: Option<[u8; 32]>,
+    /// The pair was got by refreshing, and none of it was used yet: the refresh tokens before it still count.
+    pub unconfirmed: bool,
 }
 postcard_value!(Token, 1);
 

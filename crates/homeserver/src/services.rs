@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api;
+use crate::auth::Auth;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::Router;
@@ -37,6 +38,7 @@ pub struct Services {
     pub rng: Rng,
     pub metrics: Metrics,
     pub limits: Limits,
+    pub auth: Auth,
     /// Cancelled when the server stops: long polls answer at once.
     pub shutdown: CancellationToken,
     /// Work that outlives its connection. A stop waits for it, briefly.
@@ -59,6 +61,7 @@ impl App {
         Self(Arc::new(Services {
             server_name: config.server_name.clone(),
             limits: Limits::new(config.rate_limits.clone(), clock.clone()),
+            auth: Auth::new(&config, rng.clone()),
             metrics: Metrics::default(),
             shutdown: CancellationToken::new(),
             tasks: TaskTracker::new(),

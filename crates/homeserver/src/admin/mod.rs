@@ -5,6 +5,7 @@
 pub mod client;
 pub mod doctor;
 pub mod metrics;
+pub mod register;
 
 use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};

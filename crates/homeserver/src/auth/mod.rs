@@ -1,13 +1,81 @@
-//! Accounts' tokens, login and interactive authentication. The HTTP edge calls `authenticate` and knows no more.
+//! Who somebody is: tokens, passwords, devices, interactive authentication. The HTTP edge calls `authenticate`.
 
+pub mod devices;
+pub mod nonces;
+pub mod password;
 pub mod requester;
+mod seen;
+pub mod tokens;
+pub mod uia;
 
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ruma::UserId;
+use store::Read as _;
+
+pub use nonces::Nonces;
 pub use requester::{Access, Credentials, Requester, Scheme};
 
 use crate::App;
+use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::rng::Rng;
+use crate::schema::{TOKENS, TokenKind, USERS};
 
-/// Looks a token up. There are no accounts yet, so no token is known.
-pub async fn authenticate(_app: &App, _credentials: &Credentials) -> Result<Requester> {
-    Err(Error::unknown_token())
+/// What authentication keeps in memory.
+pub struct Auth {
+    pub passwords: password::Passwords,
+    pub interactive: uia::Sessions,
+    pub nonces: Nonces,
+    seen: seen::LastSeen,
+}
+
+impl Auth {
+    pub fn new(config: &Config, rng: Rng) -> Self {
+        Self {
+            passwords: password::Passwords::new(config, rng),
+            interactive: uia::Sessions::default(),
+            nonces: Nonces::default(),
+            seen: seen::LastSeen::default(),
+        }
+    }
+}
+
+/// Looks a token up: two rows, no lock. Only the first use after a refresh writes something and waits for it.
+pub async fn authenticate(app: &App, credentials: &Credentials, ip: IpAddr) -> Result<Requester> {
+    let hash = tokens::hash(&credentials.token);
+    let (token, user) = {
+        let read = app.store.snapshot();
+        let token = read.get(&TOKENS, &hash)?.filter(|token| token.kind == TokenKind::Access);
+        let token = token.ok_or_else(Error::unknown_token)?;
+        let user = read.get(&USERS, &token.user_id)?.filter(|user| !user.deactivated);
+        let user = user.ok_or_else(Error::unknown_token)?;
+        if token.ended(app.clock.now_ms()) {
+            let lives = tokens::session_lives(&read, &token)?;
+            return Err(if lives {
+                Error::soft_logout("The access token has expired")
+            } else {
+                Error::unknown_token()
+            });
+        }
+        app.auth.seen.note(app, &read, &hash, &token, ip);
+        (token, user)
+    };
+    if token.unconfirmed {
+        tokens::confirm(app, &hash).await?;
+    }
+    Ok(Requester {
+        user_id: UserId::parse(token.user_id).map_err(Error::internal)?,
+        device_id: Some(token.device_id.into()),
+        token_id: Arc::from(URL_SAFE_NO_PAD.encode(hash)),
+        guest: user.guest,
+        locked: user.locked,
+        suspended: user.suspended,
+        admin: user.admin,
+        appservice: None,
+        rate_limited: true,
+    })
 }

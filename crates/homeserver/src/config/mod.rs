@@ -99,6 +99,8 @@ pub struct Config {
     #[serde(default)]
     pub registration: Registration,
     #[serde(default)]
+    pub auth: Auth,
+    #[serde(default)]
     pub rooms: Rooms,
     #[serde(default)]
     pub media: Media,
@@ -220,6 +222,22 @@ pub enum RegistrationMode {
 }
 
 settings! {
+    /// Logging in.
+    pub struct Auth = "auth" {
+        /// How long an access token lasts, for clients that can refresh theirs. For others it never ends.
+        pub access_token_lifetime: Span = Span::seconds(60 * 60),
+        /// How long a login token (to log in on another device) lasts.
+        pub login_token_lifetime: Span = Span::seconds(120),
+        /// The shortest password, in characters.
+        pub password_min_length: usize = 8,
+        /// The memory that hashing one password takes (argon2id). An eighth of the memory budget goes to hashing.
+        pub password_memory: Size = Size::mib(19),
+        /// How often that memory is gone through.
+        pub password_passes: u32 = 2,
+    }
+}
+
+settings! {
     /// Rooms.
     pub struct Rooms = "rooms" {
         /// The version of new rooms when a client asks for none.
@@ -333,6 +351,7 @@ impl Config {
             metrics: Metrics::default(),
             log: Log::default(),
             registration: Registration::default(),
+            auth: Auth::default(),
             rooms: Rooms::default(),
             media: Media::default(),
             presence: Presence::default(),

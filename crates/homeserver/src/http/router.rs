@@ -163,7 +163,7 @@ impl Inner {
             Access::Anyone => None,
             _ => Credentials::extract(request.headers(), request.uri().query())?,
         };
-        let requester = self.requester(endpoint, credentials).await?;
+        let requester = self.requester(endpoint, credentials, client.ip).await?;
         self.limit(endpoint, requester.as_ref(), client.ip)?;
         match &endpoint.run {
             Run::Raw(run) => {
@@ -179,12 +179,17 @@ impl Inner {
         }
     }
 
-    async fn requester(&self, endpoint: &Endpoint, credentials: Option<Credentials>) -> Result<Option<Requester>> {
+    async fn requester(
+        &self,
+        endpoint: &Endpoint,
+        credentials: Option<Credentials>,
+        ip: IpAddr,
+    ) -> Result<Option<Requester>> {
         let Some(credentials) = credentials else {
             let needless = matches!(endpoint.access, Access::Anyone | Access::OptionalToken);
             return if needless { Ok(None) } else { Err(Error::missing_token()) };
         };
-        let requester = auth::authenticate(&self.app, &credentials).await?;
+        let requester = auth::authenticate(&self.app, &credentials, ip).await?;
         if requester.locked && !endpoint.locked {
             return Err(Error::user_locked());
         }

@@ -1,0 +1,74 @@
+//! Devices: made by a login, deleted with everything that was only theirs.
+
+use store::{Read, Tx};
+
+use crate::App;
+use crate::auth::tokens;
+use crate::error::{Error, Result};
+use crate::schema::{DEVICE_SEEN, DEVICES, Device, JOBS, Job, TXNS};
+
+/// Rows that are deleted together with their device. A device that has more leaves the rest to a job.
+const MAX_ROWS: usize = 2_000;
+const MAX_ID_BYTES: usize = 255;
+const MAX_NAME_BYTES: usize = 1_024;
+
+/// The device to log in on: the one that the client names, or a new one. A known device keeps its name.
+pub fn log_in(app: &App, tx: &mut Tx, user_id: &str, device_id: Option<&str>, name: Option<&str>) -> Result<String> {
+    let device_id = match device_id {
+        Some(device_id) => valid_id(device_id)?.to_owned(),
+        None => app.rng.alphanumeric(10).to_ascii_uppercase(),
+    };
+    if tx.get(&DEVICES, (user_id, &device_id))?.is_none() {
+        let display_name = name.map(valid_name).transpose()?;
+        tx.put(&DEVICES, (user_id, &device_id), &Device { display_name, created_ts: app.clock.now_ms() });
+    }
+    Ok(device_id)
+}
+
+/// Deletes a device: its tokens are void, its transactions forgotten. Deleting what is not there does nothing.
+pub fn delete(tx: &mut Tx, user_id: &str, device_id: &str) -> Result<()> {
+    tokens::close(tx, user_id, device_id)?;
+    if tx.get(&DEVICES, (user_id, device_id))?.is_none() {
+        return Ok(());
+    }
+    tx.delete(&DEVICES, (user_id, device_id));
+    tx.delete(&DEVICE_SEEN, (user_id, device_id));
+    if !forget(tx, user_id, device_id)? {
+        let job = tx.next_pos();
+        tx.put(&JOBS, job, &Job::ForgetDevice { user_id: user_id.to_owned(), device_id: device_id.to_owned() });
+    }
+    Ok(())
+}
+
+/// Deletes all devices of a user but one, and all tokens but its own.
+pub fn delete_others(tx: &mut Tx, user_id: &str, keep: Option<&str>) -> Result<()> {
+    tokens::close(tx, user_id, tokens::NO_DEVICE)?;
+    for ((_, device_id), _) in tx.scan_guarded(&DEVICES, DEVICES.prefix((user_id,)))? {
+        if keep != Some(device_id.as_str()) {
+            delete(tx, user_id, &device_id)?;
+        }
+    }
+    Ok(())
+}
+
+/// Deletes a batch of what a deleted device left behind. Says whether that was all.
+pub fn forget(tx: &mut Tx, user_id: &str, device_id: &str) -> Result<bool> {
+    let span = TXNS.prefix((user_id, device_id)).limit(MAX_ROWS);
+    let keys: Vec<_> = tx.unchecked().scan(&TXNS, span).keys().collect::<store::Result<_>>()?;
+    for (user_id, device_id, txn) in &keys {
+        tx.delete(&TXNS, (user_id, device_id, txn));
+    }
+    Ok(keys.len() < MAX_ROWS)
+}
+
+pub fn valid_name(name: &str) -> Result<String> {
+    if name.len() > MAX_NAME_BYTES {
+        return Err(Error::invalid_param(format!("A device's name has at most {MAX_NAME_BYTES} bytes")));
+    }
+    Ok(name.to_owned())
+}
+
+fn valid_id(device_id: &str) -> Result<&str> {
+    let fits = !device_id.is_empty() && device_id.len() <= MAX_ID_BYTES && !device_id.contains(char::is_control);
+    if fits { Ok(device_id) } else { Err(Error::invalid_param("This is not a device ID")) }
+}

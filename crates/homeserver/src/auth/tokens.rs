@@ -1,0 +1,224 @@
+//! Access, refresh and login tokens: how they are made, given out, used up and taken back.
+//!
+//! A device is one session: it has the tokens of its last login and of the refreshes since. Only hashes are stored, so
+//! that a stolen disk does not log anybody in. Who may get a token is decided elsewhere.
+
+use std::time::Duration;
+
+use ring::digest::{SHA256, digest};
+use store::{Read, Tx};
+
+use crate::App;
+use crate::error::{Error, Result};
+use crate::schema::{DEVICE_TOKENS, TOKENS, Token, TokenKind, USERS};
+
+pub type Hash = [u8; 32];
+
+/// What a client gets to hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    pub access_token: String,
+    pub refresh_token: Option<String>,
+    pub expires_in: Option<Duration>,
+}
+
+/// Pairs that were given out for one refresh token before any of them was used. A client that loses answers asks
+/// again; one that asks more often than this is broken, and its older answers are worth nothing.
+const MAX_SIBLINGS: usize = 16;
+/// Ended access tokens stay known for this long, so that the client learns that its session lives.
+const KEEP_ENDED_MS: u64 = 24 * 60 * 60 * 1000;
+
+pub fn hash(token: &str) -> Hash {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
+    hash
+}
+
+/// A new session of a device; whatever tokens it had are void.
+pub fn open(app: &App, tx: &mut Tx, user_id: &str, device_id: &str, refreshable: bool) -> Result<Grant> {
+    close(tx, user_id, device_id)?;
+    issue(app, tx, user_id, device_id, refreshable, false)
+}
+
+/// Ends the session of a device.
+pub fn close(tx: &mut Tx, user_id: &str, device_id: &str) -> Result<()> {
+    for (_, _, hash) in of_device(tx, user_id, device_id)? {
+        drop_token(tx, user_id, device_id, &hash);
+    }
+    Ok(())
+}
+
+/// A token that logs its user in once, on another device.
+pub fn issue_login(app: &App, tx: &mut Tx, user_id: &str) -> Result<String> {
+    let now = app.clock.now_ms();
+    for (_, _, hash) in of_device(tx, user_id, NO_DEVICE)? {
+        if tx.get(&TOKENS, &hash)?.is_none_or(|token| token.ended(now)) {
+            drop_token(tx, user_id, NO_DEVICE, &hash);
+        }
+    }
+    let secret = new_secret(app, "skl");
+    let lifetime = app.config.auth.login_token_lifetime.get();
+    let token = Token {
+        kind: TokenKind::Login,
+        user_id: user_id.to_owned(),
+        device_id: NO_DEVICE.to_owned(),
+        expires_ts: Some(now.saturating_add(millis(lifetime))),
+        partner: None,
+        unconfirmed: false,
+    };
+    put(tx, &hash(&secret), &token);
+    Ok(secret)
+}
+
+/// The user a login token stands for. It is used up, whatever comes of it.
+pub fn take_login(app: &App, tx: &mut Tx, secret: &str) -> Result<Option<String>> {
+    let hash = hash(secret);
+    let Some(token) = tx.get(&TOKENS, &hash)?.filter(|token| token.kind == TokenKind::Login) else { return Ok(None) };
+    drop_token(tx, &token.user_id, &token.device_id, &hash);
+    Ok(Some(token.user_id.clone()).filter(|_| !token.ended(app.clock.now_ms())))
+}
+
+/// A new pair for a refresh token. The old one stays good until one of the new pair is used: an answer may be lost.
+pub async fn refresh(app: &App, refresh_token: &str) -> Result<Grant> {
+    let hash = hash(refresh_token);
+    let refreshed = app
+        .store
+        .transact(|tx| {
+            let token = tx.get(&TOKENS, &hash)?.filter(|token| token.kind == TokenKind::Refresh);
+            let token = token.ok_or_else(Error::unknown_token)?;
+            let user = tx.get(&USERS, &token.user_id)?.filter(|user| !user.deactivated);
+            if user.ok_or_else(Error::unknown_token)?.locked {
+                return Err(Error::user_locked());
+            }
+            if token.unconfirmed {
+                confirm_in(tx, &hash, &token)?;
+            }
+            make_room(app, tx, &hash, &token)?;
+            issue(app, tx, &token.user_id, &token.device_id, true, true)
+        })
+        .await?;
+    Ok(refreshed.value)
+}
+
+/// One of a new pair is used for the first time: the refresh tokens before it are void now.
+pub async fn confirm(app: &App, hash: &Hash) -> Result<()> {
+    let confirm = |tx: &mut Tx| {
+        let token = tx.get(&TOKENS, hash)?.ok_or_else(Error::unknown_token)?;
+        if token.unconfirmed { confirm_in(tx, hash, &token) } else { Ok(()) }
+    };
+    app.store.transact(confirm).await.map(|_| ())
+}
+
+/// Whether the session that an ended access token belonged to goes on.
+pub fn session_lives(read: &impl Read, token: &Token) -> Result<bool> {
+    let span = DEVICE_TOKENS.prefix((token.user_id.as_str(), token.device_id.as_str()));
+    for row in read.scan(&DEVICE_TOKENS, span) {
+        let ((_, _, hash), ()) = row?;
+        if read.get(&TOKENS, &hash)?.is_some_and(|token| token.kind == TokenKind::Refresh) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Login tokens belong to no device.
+pub const NO_DEVICE: &str = "";
+
+impl Token {
+    pub fn ended(&self, now_ms: u64) -> bool {
+        self.expires_ts.is_some_and(|expires_ts| expires_ts <= now_ms)
+    }
+}
+
+fn issue(
+    app: &App,
+    tx: &mut Tx,
+    user_id: &str,
+    device_id: &str,
+    refreshable: bool,
+    unconfirmed: bool,
+) -> Result<Grant> {
+    let lifetime = app.config.auth.access_token_lifetime.get();
+    let access_token = new_secret(app, "ska");
+    let refresh_token = refreshable.then(|| new_secret(app, "skr"));
+    let access = Token {
+        kind: TokenKind::Access,
+        user_id: user_id.to_owned(),
+        device_id: device_id.to_owned(),
+        expires_ts: refreshable.then(|| app.clock.now_ms().saturating_add(millis(lifetime))),
+        partner: refresh_token.as_deref().map(hash),
+        unconfirmed,
+    };
+    if let Some(refresh_token) = &refresh_token {
+        let partner = Some(hash(&access_token));
+        put(tx, &hash(refresh_token), &Token { kind: TokenKind::Refresh, expires_ts: None, partner, ..access.clone() });
+    }
+    put(tx, &hash(&access_token), &access);
+    Ok(Grant { access_token, refresh_token, expires_in: refreshable.then_some(lifetime) })
+}
+
+/// Takes back the refresh tokens that this pair replaces. Access tokens of before run out by themselves: requests
+/// that are under way with them must not look like the end of the session.
+fn confirm_in(tx: &mut Tx, hash: &Hash, token: &Token) -> Result<()> {
+    for (user_id, device_id, other) in of_device(tx, &token.user_id, &token.device_id)? {
+        if other == *hash || token.partner == Some(other) {
+            continue;
+        }
+        if tx.get(&TOKENS, &other)?.is_none_or(|other| other.kind == TokenKind::Refresh) {
+            drop_token(tx, &user_id, &device_id, &other);
+        }
+    }
+    tx.put(&TOKENS, hash, &Token { unconfirmed: false, ..token.clone() });
+    if let Some(partner) = token.partner
+        && let Some(other) = tx.get(&TOKENS, &partner)?
+    {
+        tx.put(&TOKENS, &partner, &Token { unconfirmed: false, ..other });
+    }
+    Ok(())
+}
+
+/// Drops what ended long ago, and pairs that nobody used if there are too many of them.
+fn make_room(app: &App, tx: &mut Tx, hash: &Hash, token: &Token) -> Result<()> {
+    let ended_before = app.clock.now_ms().saturating_sub(KEEP_ENDED_MS);
+    let mut siblings = Vec::new();
+    for (user_id, device_id, other) in of_device(tx, &token.user_id, &token.device_id)? {
+        if other == *hash || token.partner == Some(other) {
+            continue;
+        }
+        match tx.get(&TOKENS, &other)? {
+            Some(found) if found.unconfirmed => siblings.push(other),
+            Some(found) if !found.ended(ended_before) => {}
+            _ => drop_token(tx, &user_id, &device_id, &other),
+        }
+    }
+    if siblings.len() >= 2 * MAX_SIBLINGS {
+        for sibling in siblings {
+            drop_token(tx, &token.user_id, &token.device_id, &sibling);
+        }
+    }
+    Ok(())
+}
+
+fn of_device(tx: &mut Tx, user_id: &str, device_id: &str) -> Result<Vec<(String, String, Hash)>> {
+    let rows = tx.scan_guarded(&DEVICE_TOKENS, DEVICE_TOKENS.prefix((user_id, device_id)))?;
+    Ok(rows.into_iter().map(|(key, ())| key).collect())
+}
+
+fn put(tx: &mut Tx, hash: &Hash, token: &Token) {
+    tx.put(&TOKENS, hash, token);
+    tx.put(&DEVICE_TOKENS, (&token.user_id, &token.device_id, hash), &());
+}
+
+fn drop_token(tx: &mut Tx, user_id: &str, device_id: &str, hash: &Hash) {
+    tx.delete(&TOKENS, hash);
+    tx.delete(&DEVICE_TOKENS, (user_id, device_id, hash));
+}
+
+/// 238 bits. The prefix lets scanners of leaked secrets recognise it.
+fn new_secret(app: &App, kind: &str) -> String {
+    format!("{kind}_{}", app.rng.alphanumeric(40))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

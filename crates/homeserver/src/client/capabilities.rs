@@ -1,0 +1,43 @@
+//! What this server can do and lets its users do.
+
+use http::{Method, StatusCode};
+use ruma::RoomVersionId;
+use serde_json::{Map, Value, json};
+
+use crate::auth::Access;
+use crate::error::Result;
+use crate::http::limits::Class;
+use crate::http::{RawCtx, Response, Routes, json_response};
+
+/// The versions that rooms may have.
+const ROOM_VERSIONS: [RoomVersionId; 7] = [
+    RoomVersionId::V6,
+    RoomVersionId::V7,
+    RoomVersionId::V8,
+    RoomVersionId::V9,
+    RoomVersionId::V10,
+    RoomVersionId::V11,
+    RoomVersionId::V12,
+];
+
+const PATHS: &[&str] = &["/_matrix/client/r0/capabilities", "/_matrix/client/v3/capabilities"];
+
+pub fn routes() -> Routes {
+    Routes::default().raw(Method::GET, PATHS, capabilities).access(Access::Token).limit(Class::Other).guests()
+}
+
+/// Each one is spelled out, also where it says what the specification takes for granted: clients of old did not.
+async fn capabilities(ctx: RawCtx) -> Result<Response> {
+    let stable = |version: &RoomVersionId| (version.to_string(), json!("stable"));
+    let available: Map<String, Value> = ROOM_VERSIONS.iter().map(stable).collect();
+    let body = json!({ "capabilities": {
+        "m.room_versions": { "default": ctx.app.config.rooms.default_version, "available": available },
+        "m.change_password": { "enabled": true },
+        "m.profile_fields": { "enabled": true },
+        "m.set_displayname": { "enabled": true },
+        "m.set_avatar_url": { "enabled": true },
+        "m.3pid_changes": { "enabled": false },
+        "m.get_login_token": { "enabled": true },
+    } });
+    Ok(json_response(StatusCode::OK, body.to_string()))
+}

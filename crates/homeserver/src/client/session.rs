@@ -1,0 +1,361 @@
+//! Logging in and out, refreshing, login tokens.
+
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use ruma::OwnedUserId;
+use ruma::api::client::session::{get_login_token, get_login_types, logout, logout_all, refresh_token};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use store::Tx;
+
+use crate::App;
+use crate::auth::tokens::{self, Grant};
+use crate::auth::uia::{self, UserIdentifier};
+use crate::auth::{Requester, devices};
+use crate::error::{Error, Result};
+use crate::http::limits::{Class, Owner};
+use crate::http::{Ctx, RawCtx, Response, Routes, json_response};
+use crate::users::accounts;
+
+pub fn routes() -> Routes {
+    Routes::default()
+        .ruma(login_types)
+        .raw(Method::POST, &["/_matrix/client/r0/login", "/_matrix/client/v3/login"], login)
+        .limit(Class::Login)
+        .ruma(login_token)
+        .limit(Class::Login)
+        .ruma(refresh)
+        .ruma(log_out)
+        .guests()
+        .locked()
+        .ruma(log_out_all)
+        .guests()
+        .locked()
+}
+
+async fn login_types(_: Ctx<get_login_types::v3::Request>) -> Result<get_login_types::v3::Response> {
+    use get_login_types::v3::{LoginType, PasswordLoginType, Response, TokenLoginType};
+    let token = TokenLoginType { get_login_token: true };
+    Ok(Response::new(vec![LoginType::Password(PasswordLoginType::new()), LoginType::Token(token)]))
+}
+
+/// Read by itself: a request that names no type at all must be an error like any other.
+#[derive(Deserialize)]
+struct Login {
+    #[serde(rename = "type")]
+    kind: String,
+    identifier: Option<UserIdentifier>,
+    /// What clients sent before there were identifiers.
+    user: Option<String>,
+    password: Option<String>,
+    token: Option<String>,
+    device_id: Option<String>,
+    initial_device_display_name: Option<String>,
+    refresh_token: Option<bool>,
+}
+
+async fn login(mut ctx: RawCtx) -> Result<Response> {
+    let login: Login = ctx.read_json().await?;
+    let app = &ctx.app;
+    let (user_id, grant, device_id) = match login.kind.as_str() {
+        "m.login.password" => {
+            let user_id = by_password(app, &login).await?;
+            let opened = app.store.transact(|tx| open(app, tx, &user_id, &login)).await?.value;
+            (user_id, opened.0, opened.1)
+        }
+        "m.login.token" => by_token(app, &login).await?,
+        other => return Err(Error::unknown(format!("{other} is no way to log in here"))),
+    };
+    let mut answer = json!({
+        "user_id": user_id,
+        "home_server": app.server_name,
+        "access_token": grant.access_token,
+        "device_id": device_id,
+    });
+    add_refresh(&mut answer, &grant);
+    if let Some(base_url) = &app.config.well_known.client_base_url {
+        answer["well_known"] = json!({ "m.homeserver": { "base_url": base_url } });
+    }
+    Ok(json_response(StatusCode::OK, answer.to_string()))
+}
+
+/// The user whose password this is. Whether the name or the password is wrong nobody learns, nor sees in the time.
+async fn by_password(app: &App, login: &Login) -> Result<OwnedUserId> {
+    if let Some(identifier) = &login.identifier
+        && identifier.kind != "m.id.user"
+    {
+        return Err(Error::unknown(format!("{} is no way to name a user here", identifier.kind)));
+    }
+    let named = login.identifier.as_ref().and_then(|identifier| identifier.user.as_ref()).or(login.user.as_ref());
+    let named = named.ok_or_else(|| Error::missing_param("identifier is missing"))?;
+    let password = login.password.as_deref().ok_or_else(|| Error::missing_param("password is missing"))?;
+    let named = named.to_ascii_lowercase();
+    app.limits.check(Class::Login, Owner::Name(&named))?;
+    let user_id = accounts::local_user(&app.server_name, &named);
+    let user = user_id.as_ref().map(|user_id| accounts::find(app, user_id)).transpose()?.flatten();
+    let hash = user.as_ref().and_then(|user| user.password_hash.as_deref());
+    let fits = app.auth.passwords.verify(hash, password).await?;
+    match user_id {
+        Some(user_id) if fits => Ok(user_id),
+        _ => Err(Error::forbidden("Wrong user name or password")),
+    }
+}
+
+async fn by_token(app: &App, login: &Login) -> Result<(OwnedUserId, Grant, String)> {
+    let secret = login.token.as_deref().ok_or_else(|| Error::missing_param("token is missing"))?;
+    let opened = app
+        .store
+        .transact(|tx| {
+            let Some(user_id) = tokens::take_login(app, tx, secret)? else { return Ok(None) };
+            let user_id = OwnedUserId::try_from(user_id).map_err(Error::internal)?;
+            let (grant, device_id) = open(app, tx, &user_id, login)?;
+            Ok::<_, Error>(Some((user_id, grant, device_id)))
+        })
+        .await?
+        .value;
+    opened.ok_or_else(|| Error::forbidden("This login token is not valid"))
+}
+
+fn open(app: &App, tx: &mut Tx, user_id: &OwnedUserId, login: &Login) -> Result<(Grant, String)> {
+    accounts::may_log_in(tx, user_id)?;
+    let (device_id, name) = (login.device_id.as_deref(), login.initial_device_display_name.as_deref());
+    let device_id = devices::log_in(app, tx, user_id.as_str(), device_id, name)?;
+    let grant = tokens::open(app, tx, user_id.as_str(), &device_id, login.refresh_token == Some(true))?;
+    Ok((grant, device_id))
+}
+
+/// Adds what a client needs to refresh, if it may.
+pub(crate) fn add_refresh(answer: &mut Value, grant: &Grant) {
+    if let Some(refresh_token) = &grant.refresh_token {
+        answer["refresh_token"] = json!(refresh_token);
+    }
+    if let Some(expires_in) = grant.expires_in {
+        answer["expires_in_ms"] = json!(u64::try_from(expires_in.as_millis()).unwrap_or(u64::MAX));
+    }
+}
+
+async fn login_token(ctx: Ctx<get_login_token::v1::Request>) -> Result<get_login_token::v1::Response> {
+    let (app, requester) = (&ctx.app, &ctx.requester);
+    uia::check_password(app, requester, "login/get_token".to_owned(), &ctx.body).await?;
+    let issue = |tx: &mut Tx| tokens::issue_login(app, tx, requester.user_id.as_str());
+    let login_token = app.store.transact(issue).await?.value;
+    let expires_in: Duration = app.config.auth.login_token_lifetime.get();
+    Ok(get_login_token::v1::Response::new(expires_in, login_token))
+}
+
+async fn refresh(ctx: Ctx<refresh_token::v3::Request>) -> Result<refresh_token::v3::Response> {
+    let grant = tokens::refresh(&ctx.app, &ctx.request.refresh_token).await?;
+    Ok(refresh_token::v3::Response {
+        access_token: grant.access_token,
+        refresh_token: grant.refresh_token,
+        expires_in_ms: grant.expires_in,
+    })
+}
+
+async fn log_out(ctx: Ctx<logout::v3::Request>) -> Result<logout::v3::Response> {
+    let Requester { user_id, .. } = &ctx.requester;
+    let device_id = ctx.requester.device()?.as_str();
+    ctx.app.store.transact(|tx| devices::delete(tx, user_id.as_str(), device_id)).await?;
+    Ok(logout::v3::Response::new())
+}
+
+async fn log_out_all(ctx: Ctx<logout_all::v3::Request>) -> Result<logout_all::v3::Response> {
+    let user_id = ctx.requester.user_id.as_str();
+    ctx.app.store.transact(|tx| devices::delete_others(tx, user_id, None)).await?;
+    Ok(logout_all::v3::Response::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use store::Read as _;
+
+    use super::*;
+    use crate::testing::{PASSWORD, Server, config};
+
+    const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
+    const LOGIN: &str = "/_matrix/client/v3/login";
+    const REFRESH: &str = "/_matrix/client/v3/refresh";
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    #[tokio::test]
+    async fn a_password_opens_a_session_and_logging_out_ends_it() {
+        let server = Server::default();
+        server.user("alice").await;
+        let alice = server.log_in("alice").await;
+        let me = alice.client.get(WHOAMI).await.json();
+        assert_eq!(me, json!({ "user_id": "@alice:hs.test", "device_id": alice.device_id }));
+        assert_eq!(alice.client.post("/_matrix/client/v3/logout", json!({})).await.status, 200);
+        let answer = alice.client.get(WHOAMI).await;
+        assert_eq!((answer.status.as_u16(), answer.json().get("soft_logout")), (401, None));
+    }
+
+    #[tokio::test]
+    async fn names_come_in_three_forms() {
+        let server = Server::default();
+        server.user("alice").await;
+        for name in ["alice", "@alice:hs.test", "Alice"] {
+            assert_eq!(server.log_in(name).await.user_id, "@alice:hs.test");
+        }
+        let old = json!({ "type": "m.login.password", "user": "alice", "password": PASSWORD });
+        assert_eq!(server.client.post(LOGIN, old).await.status, 200);
+    }
+
+    #[tokio::test]
+    async fn a_wrong_password_looks_like_a_wrong_name() {
+        let server = Server::default();
+        server.user("alice").await;
+        let (wrong, nobody) = (
+            server.try_log_in("alice", "wrong horse", json!({})).await,
+            server.try_log_in("nobody", PASSWORD, json!({})).await,
+        );
+        assert_eq!((wrong.status.as_u16(), wrong.errcode().as_str()), (403, "M_FORBIDDEN"));
+        assert_eq!(wrong.json(), nobody.json());
+        assert_eq!(server.try_log_in("@alice:elsewhere.test", PASSWORD, json!({})).await.status, 403);
+    }
+
+    #[tokio::test]
+    async fn requests_that_make_no_sense_are_refused() {
+        let server = Server::default();
+        let login = async |body: Value| {
+            let answer = server.client.post(LOGIN, body).await;
+            (answer.status.as_u16(), answer.errcode())
+        };
+        let refused = |code: &str| (400, code.to_owned());
+        assert_eq!(login(json!({})).await, refused("M_BAD_JSON"));
+        assert_eq!(login(json!({ "type": "m.login.magic" })).await, refused("M_UNKNOWN"));
+        assert_eq!(login(json!({ "type": "m.login.password", "password": "x" })).await, refused("M_MISSING_PARAM"));
+        let phone = json!({ "type": "m.login.password", "identifier": { "type": "m.id.phone" }, "password": "x" });
+        assert_eq!(login(phone).await, refused("M_UNKNOWN"));
+        let device = json!({ "device_id": "" });
+        server.user("alice").await;
+        assert_eq!(server.try_log_in("alice", PASSWORD, device).await.errcode(), "M_INVALID_PARAM");
+    }
+
+    #[tokio::test]
+    async fn pitfall_011_logging_in_on_a_known_device_voids_its_old_tokens() {
+        let server = Server::default();
+        let first = server.user("alice").await;
+        let path = format!("/_matrix/client/v3/devices/{}", first.device_id);
+        first.client.put(&path, json!({ "display_name": "mine" })).await;
+        let more = json!({ "device_id": first.device_id, "initial_device_display_name": "other" });
+        let second = server.log_in_with("alice", more).await;
+        assert_eq!(second.device_id, first.device_id);
+        assert_eq!(first.client.get(WHOAMI).await.errcode(), "M_UNKNOWN_TOKEN");
+        assert_eq!(second.client.get(&path).await.json()["display_name"], "mine");
+    }
+
+    #[tokio::test]
+    async fn logging_out_everywhere_ends_all_sessions() {
+        let server = Server::default();
+        let (one, two, bob) = (server.user("alice").await, server.log_in("alice").await, server.user("bob").await);
+        assert_eq!(one.client.post("/_matrix/client/v3/logout/all", json!({})).await.status, 200);
+        assert_eq!(one.client.get(WHOAMI).await.status, 401);
+        assert_eq!(two.client.get(WHOAMI).await.status, 401);
+        assert_eq!(bob.client.get(WHOAMI).await.status, 200);
+    }
+
+    #[tokio::test]
+    async fn pitfall_009_an_ended_access_token_is_a_soft_logout_while_the_session_lives() {
+        let server = Server::default();
+        assert_eq!(server.client.get(WHOAMI).await.errcode(), "M_MISSING_TOKEN");
+        assert_eq!(server.client.with_token("ska_nothing").get(WHOAMI).await.errcode(), "M_UNKNOWN_TOKEN");
+        server.user("alice").await;
+        let login = server.try_log_in("alice", PASSWORD, json!({ "refresh_token": true })).await.json();
+        assert_eq!(login["expires_in_ms"], 3_600_000);
+        let client = server.client.with_token(login["access_token"].as_str().unwrap());
+        server.app.clock.advance(HOUR - Duration::from_millis(1));
+        assert_eq!(client.get(WHOAMI).await.status, 200);
+        server.app.clock.advance(Duration::from_millis(1));
+        let ended = client.get(WHOAMI).await;
+        assert_eq!((ended.status.as_u16(), ended.errcode().as_str()), (401, "M_UNKNOWN_TOKEN"));
+        assert_eq!(ended.json()["soft_logout"], true);
+        // A refresh token is no access token, nor the other way round.
+        let refresh = login["refresh_token"].as_str().unwrap();
+        assert_eq!(server.client.with_token(refresh).get(WHOAMI).await.errcode(), "M_UNKNOWN_TOKEN");
+        let wrong = json!({ "refresh_token": login["access_token"] });
+        assert_eq!(server.client.post(REFRESH, wrong).await.errcode(), "M_UNKNOWN_TOKEN");
+
+        let renewed = server.client.post(REFRESH, json!({ "refresh_token": refresh })).await.json();
+        let renewed = server.client.with_token(renewed["access_token"].as_str().unwrap());
+        assert_eq!(renewed.post("/_matrix/client/v3/logout", json!({})).await.status, 200);
+        assert_eq!(client.get(WHOAMI).await.json().get("soft_logout"), None);
+    }
+
+    #[tokio::test]
+    async fn pitfall_010_a_refresh_token_is_good_until_what_it_got_is_used() {
+        let server = Server::default();
+        server.user("alice").await;
+        let login = server.try_log_in("alice", PASSWORD, json!({ "refresh_token": true })).await.json();
+        let refresh = async |token: &Value| server.client.post(REFRESH, json!({ "refresh_token": token })).await;
+        // The first answer is lost.
+        let lost = refresh(&login["refresh_token"]).await;
+        assert_eq!(lost.status, 200);
+        let second = refresh(&login["refresh_token"]).await.json();
+        // Using the new access token ends the old refresh token, and the one that was lost.
+        let client = server.client.with_token(second["access_token"].as_str().unwrap());
+        assert_eq!(client.get(WHOAMI).await.status, 200);
+        assert_eq!(refresh(&login["refresh_token"]).await.errcode(), "M_UNKNOWN_TOKEN");
+        assert_eq!(refresh(&lost.json()["refresh_token"]).await.errcode(), "M_UNKNOWN_TOKEN");
+        // So does using the new refresh token.
+        let third = refresh(&second["refresh_token"]).await.json();
+        let fourth = refresh(&third["refresh_token"]).await.json();
+        assert_eq!(refresh(&second["refresh_token"]).await.errcode(), "M_UNKNOWN_TOKEN");
+        // A request that was under way with the old access token is not cut off.
+        assert_eq!(client.get(WHOAMI).await.status, 200);
+        assert_eq!(server.client.with_token(fourth["access_token"].as_str().unwrap()).get(WHOAMI).await.status, 200);
+    }
+
+    #[tokio::test]
+    async fn a_login_token_logs_in_once_and_soon() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        let path = "/_matrix/client/v1/login/get_token";
+        assert_eq!(alice.client.post(path, json!({})).await.status, 401);
+        let get = async || alice.client.post(path, json!({ "auth": alice.auth() })).await.json();
+        let token = get().await;
+        assert_eq!(token["expires_in_ms"], 120_000);
+        let login = async |token: &Value| {
+            let body = json!({ "type": "m.login.token", "token": token["login_token"] });
+            server.client.post(LOGIN, body).await
+        };
+        let answer = login(&token).await;
+        assert_eq!(answer.json()["user_id"], "@alice:hs.test");
+        assert_ne!(answer.json()["device_id"], json!(alice.device_id));
+        assert_eq!(login(&token).await.status, 403);
+        let late = get().await;
+        server.app.clock.advance(Duration::from_secs(120));
+        assert_eq!(login(&late).await.status, 403);
+    }
+
+    #[tokio::test]
+    async fn guessing_passwords_is_slowed_down() {
+        let mut config = config();
+        config.rate_limits.login = crate::config::Limit::per_second(0.1, 3);
+        let server = Server::new(config);
+        server.user("alice").await;
+        for _ in 0..3 {
+            assert_eq!(server.try_log_in("alice", "wrong horse", json!({})).await.status, 403);
+        }
+        let refused = server.try_log_in("alice", PASSWORD, json!({})).await;
+        assert_eq!(refused.errcode(), "M_LIMIT_EXCEEDED");
+        assert!(refused.headers.contains_key("retry-after"));
+    }
+
+    #[tokio::test]
+    async fn a_locked_account_can_only_log_out() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        let lock = |tx: &mut Tx| -> Result<()> {
+            let user = tx.get(&crate::schema::USERS, "@alice:hs.test")?.unwrap();
+            tx.put(&crate::schema::USERS, "@alice:hs.test", &crate::schema::User { locked: true, ..user });
+            Ok(())
+        };
+        server.app.store.transact(lock).await.unwrap();
+        let answer = alice.client.get(WHOAMI).await;
+        assert_eq!((answer.errcode().as_str(), &answer.json()["soft_logout"]), ("M_USER_LOCKED", &json!(true)));
+        assert_eq!(server.try_log_in("alice", PASSWORD, json!({})).await.errcode(), "M_USER_LOCKED");
+        assert_eq!(server.try_log_in("alice", "wrong horse", json!({})).await.errcode(), "M_FORBIDDEN");
+        assert_eq!(alice.client.post("/_matrix/client/v3/logout", json!({})).await.status, 200);
+    }
+}

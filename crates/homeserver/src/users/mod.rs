@@ -1,0 +1,9 @@
+//! What belongs to a user: the account, the profile, account data, push rules, filters. Not here: who somebody is
+//! (`auth`), and rooms.
+
+pub mod account_data;
+pub mod accounts;
+pub mod admin;
+pub mod filters;
+pub mod profiles;
+pub mod push_rules;

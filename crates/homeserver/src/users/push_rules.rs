@@ -1,0 +1,36 @@
+//! Push rules: the account data `m.push_rules`, as ruma's `Ruleset`.
+
+use bytes::Bytes;
+use ruma::UserId;
+use ruma::push::Ruleset;
+use serde::{Deserialize, Serialize};
+use store::{Read, Tx};
+
+use crate::error::{Error, Result};
+use crate::users::account_data;
+
+pub const KIND: &str = "m.push_rules";
+
+#[derive(Serialize, Deserialize)]
+struct Content {
+    global: Ruleset,
+}
+
+/// The rules of a user, brought up to date with the server's own.
+pub fn get(read: &impl Read, user_id: &UserId) -> Result<Ruleset> {
+    let default = Ruleset::server_default(user_id);
+    let Some(stored) = account_data::get(read, user_id, account_data::GLOBAL, KIND)? else { return Ok(default) };
+    let mut rules = serde_json::from_slice::<Content>(&stored).map_err(Error::internal)?.global;
+    rules.update_with_server_default(default);
+    Ok(rules)
+}
+
+pub fn put(tx: &mut Tx, user_id: &UserId, rules: Ruleset) -> Result<()> {
+    let content = serde_json::to_vec(&Content { global: rules }).map_err(Error::internal)?;
+    account_data::put(tx, user_id, account_data::GLOBAL, KIND, Bytes::from(content))
+}
+
+/// What a new account starts with.
+pub fn set_default(tx: &mut Tx, user_id: &UserId) -> Result<()> {
+    put(tx, user_id, Ruleset::server_default(user_id))
+}
