@@ -8,6 +8,7 @@ pub fn routes() -> Routes {
     Routes::default()
         .join(client::discovery::routes())
         .join(client::create_room::routes())
+        .join(client::media::routes())
         .join(client::membership::routes())
         .join(client::message::routes())
         .join(client::register::routes())

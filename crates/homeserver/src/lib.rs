@@ -10,6 +10,7 @@ pub mod config;
 pub mod error;
 pub mod http;
 pub mod log;
+pub mod media;
 pub mod metrics;
 pub mod notify;
 pub mod rng;

@@ -22,6 +22,8 @@ pub mod topic {
     pub const USER: u8 = 2;
     /// The class of membership topics; the key is the user ID.
     pub const MEMBERSHIP: u8 = 3;
+    /// The class of uploads; the key is the media ID.
+    pub const MEDIA: u8 = 4;
 
     /// The class of the topic of all jobs.
     pub const JOBS: u8 = 5;
@@ -41,6 +43,10 @@ pub mod topic {
     /// The set of rooms that a user is joined to, invited to, … changed.
     pub fn membership(user_id: &str) -> Topic {
         Topic::new(MEMBERSHIP, user_id.as_bytes())
+    }
+    /// An upload arrived, or is gone.
+    pub fn media(media_id: &str) -> Topic {
+        Topic::new(MEDIA, media_id.as_bytes())
     }
 }
 
@@ -146,11 +152,27 @@ pub const RECEIPT_LOG: Table<(RoomNr, Pos), ReceiptKey> = Table::new(
 
 // ---- media -------------------------------------------------------------------------------------------------------
 
-pub const MEDIA: Table<String, Media> = Table::new(0x40, "media", Hint::Small, None, "an uploaded file, by media ID");
+pub const MEDIA: Table<String, Media> = Table::new(
+    0x40,
+    "media",
+    Hint::Small,
+    Some(|media_id| topic::media(media_id)),
+    "an upload, or a place kept for one, by media ID",
+);
 pub const USER_MEDIA: Table<(String, String), ()> =
     Table::new(0x41, "user_media", Hint::Small, None, "the uploads of a user, by user ID and media ID");
+/// A thumbnail counts as an upload whose name is no media ID.
 pub const MEDIA_FILES: Table<([u8; 32], String), ()> =
     Table::new(0x42, "media_files", Hint::Lookup, None, "which uploads share a file, by SHA-256 and media ID");
+pub const THUMBNAILS: Table<([u8; 32], ThumbnailKey), Thumbnail> = Table::new(
+    0x43,
+    "thumbnails",
+    Hint::Lookup,
+    None,
+    "a picture made smaller, by the SHA-256 of the picture and size",
+);
+pub const PENDING_MEDIA: Table<(String, String), u64> =
+    Table::new(0x44, "pending_media", Hint::Small, None, "when a kept place is given up, by user ID and media ID");
 
 /// All tables, for export, for the documentation and for the test that pins them.
 pub fn tables() -> Vec<TableDef> {
@@ -183,6 +205,8 @@ pub fn tables() -> Vec<TableDef> {
         MEDIA.def(),
         USER_MEDIA.def(),
         MEDIA_FILES.def(),
+        THUMBNAILS.def(),
+        PENDING_MEDIA.def(),
     ]
 }
 
@@ -453,20 +477,33 @@ pub struct ReceiptKey {
 }
 postcard_value!(ReceiptKey, 1);
 
-/// An uploaded file, or a place kept for one.
+/// An upload, or a place kept for one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Media {
     pub user_id: String,
+    /// When the content arrived; for a kept place, when it was asked for.
     pub created_ts: u64,
     /// Absent until the content has arrived; then the name of the file on disk.
     pub sha256: Option<[u8; 32]>,
     pub size_bytes: u64,
     pub content_type: Option<String>,
     pub filename: Option<String>,
-    /// When a place that was kept for a later upload is given up.
+    /// When a kept place is given up.
     pub unused_expires_ts: Option<u64>,
 }
 postcard_value!(Media, 1);
+
+/// Width, height, and two bits: 1 for cropped, 2 for animated.
+pub type ThumbnailKey = (u32, u32, u8);
+
+/// Where the smaller picture lies; the picture itself, if it was small enough.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thumbnail {
+    pub sha256: [u8; 32],
+    pub size_bytes: u64,
+    pub content_type: String,
+}
+postcard_value!(Thumbnail, 1);
 
 fn format_one(version: u8) -> Result<(), Corrupt> {
     if version == 1 { Ok(()) } else { Err(Corrupt::new("an unknown format version")) }

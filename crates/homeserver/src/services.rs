@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::Router;
 use crate::http::limits::Limits;
+use crate::media::Media;
 use crate::metrics::Metrics;
 use crate::rng::Rng;
 use crate::rooms::Lanes;
@@ -34,6 +35,7 @@ pub struct Services {
     pub room_cache: RoomCache,
     /// Who changes a room takes turns with others who do.
     pub lanes: Lanes,
+    pub media: Media,
     pub clock: Clock,
     pub rng: Rng,
     pub metrics: Metrics,
@@ -58,12 +60,14 @@ pub enum StartError {
 
 impl App {
     pub fn new(config: Config, store: Store, signing_key: Ed25519KeyPair, clock: Clock, rng: Rng) -> Self {
+        let shutdown = CancellationToken::new();
         Self(Arc::new(Services {
+            media: Media::new(store.clone(), &config, clock.clone(), rng.clone(), shutdown.clone()),
             server_name: config.server_name.clone(),
             limits: Limits::new(config.rate_limits.clone(), clock.clone()),
             auth: Auth::new(&config, rng.clone()),
             metrics: Metrics::default(),
-            shutdown: CancellationToken::new(),
+            shutdown,
             tasks: TaskTracker::new(),
             room_cache: RoomCache::new(config.memory_budget.as_usize() as u64 / 8),
             lanes: Lanes::default(),

@@ -7,6 +7,7 @@ pub mod create_room;
 pub mod devices;
 pub mod discovery;
 pub mod filters;
+pub mod media;
 pub mod membership;
 pub mod message;
 pub mod profile;

@@ -256,6 +256,9 @@ settings! {
         pub max_thumbnail_pixels: u64 = 50_000_000,
         /// How many uploads one user may have announced without sending the file.
         pub max_pending_uploads: u32 = 10,
+        /// Files uploaded before this time (milliseconds since 1970) can be fetched without a token, by clients and
+        /// bridges that know nothing else. 0: none.
+        pub unauthenticated_before_ts: u64 = 0,
     }
 }
 
