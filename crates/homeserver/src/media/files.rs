@@ -17,10 +17,10 @@ use parking_lot::Mutex;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::headers::hex;
-use crate::http::BoxError;
 use crate::rng::Rng;
 
 pub type Sha256 = [u8; 32];
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Files are read and written in pieces of this size. A transfer holds two of them, however large the file.
 pub const PIECE_BYTES: usize = 256 * 1024;
