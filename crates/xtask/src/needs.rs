@@ -22,9 +22,25 @@ const BUILD: &[Need] = &[
     Need { packages: &["libclang-dev"], present: libclang },
 ];
 
+const CLIENTS: &[Need] = &[
+    Need {
+        packages: &["python3-venv", "python3-pip"],
+        present: || answers("python3", &["-c", "import venv, ensurepip"]),
+    },
+    Need {
+        packages: &["nodejs", "npm"],
+        present: || answers("node", &["--version"]) && answers("npm", &["--version"]),
+    },
+];
+
 /// Compilers and RocksDB's bindings.
 pub(crate) fn build() -> Result<()> {
     meet(BUILD)
+}
+
+/// The real clients' languages.
+pub(crate) fn clients() -> Result<()> {
+    meet(CLIENTS)
 }
 
 fn meet(needs: &[Need]) -> Result<()> {

@@ -47,6 +47,15 @@ pub(crate) fn target_dir() -> PathBuf {
     }
 }
 
+/// Where things that outlive a clone are kept (the client suites' packages).
+pub(crate) fn cache_dir() -> PathBuf {
+    let base = match std::env::var_os("XDG_CACHE_HOME") {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+        _ => PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/tmp".into())).join(".cache"),
+    };
+    base.join("skerry")
+}
+
 /// A command in the repository's top folder.
 pub(crate) fn command<I, S>(program: &str, args: I) -> Command
 where
@@ -128,12 +137,31 @@ fn echo(pipe: impl Read + Send + 'static, seen: Arc<AtomicU64>) -> thread::JoinH
     })
 }
 
-/// Reads the closing lines of cargo test, nextest and our own suites.
+/// One closing line of Node's test runner, behind its mark.
+fn node_counts(line: &str) -> Counts {
+    let mut counts = Counts::default();
+    if let Some((what, number)) = line.split_once(' ')
+        && let Ok(number) = number.parse()
+    {
+        match what {
+            "pass" => counts.passed = number,
+            "fail" | "cancelled" => counts.failed = number,
+            "skipped" => counts.skipped = number,
+            _ => {}
+        }
+    }
+    counts
+}
+
+/// Reads the closing lines of cargo test, nextest, node and our own suites.
 fn counts_in(line: &str) -> Counts {
     let line = line.trim();
     let cargo_test = line.strip_prefix("test result:").and_then(|rest| rest.split_once(". ")).map(|(_, rest)| rest);
     let nextest = line.strip_prefix("Summary [").and_then(|rest| rest.split_once("run:")).map(|(_, rest)| rest);
     let suite = line.split_once(": ").map(|(_, rest)| rest).filter(|rest| rest.contains(" passed, "));
+    if let Some(node) = line.strip_prefix("ℹ ") {
+        return node_counts(node);
+    }
     let Some(list) = cargo_test.or(nextest).or(suite) else { return Counts::default() };
     let mut counts = Counts::default();
     for item in list.split([',', ';']) {
@@ -246,6 +274,9 @@ mod tests {
         check("     Summary [   1.204s] 40 tests run: 38 passed (1 slow), 2 failed, 3 skipped", 38, 2, 3);
         check("     Summary [   1.204s] 40 tests run: 38 passed, 1 failed, 1 timed out, 0 skipped", 38, 2, 0);
         check("nio: 21 passed, 1 failed", 21, 1, 0);
+        check("ℹ pass 17", 17, 0, 0);
+        check("ℹ cancelled 1", 0, 1, 0);
+        check("ℹ duration_ms 12.5", 0, 0, 0);
         check("nothing to see: 3 of 4", 0, 0, 0);
     }
 }

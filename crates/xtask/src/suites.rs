@@ -6,11 +6,11 @@
 use anyhow::{Result, bail};
 
 use crate::run::Counts;
-use crate::{needs, run};
+use crate::{clients, needs, run};
 
 type Suite = fn() -> Result<(bool, Counts)>;
 
-const SUITES: &[(&str, Suite)] = &[("unit", unit)];
+const SUITES: &[(&str, Suite)] = &[("unit", unit), ("clients", clients::suite)];
 
 /// `cargo xtask test [--only SUITE]...`
 pub(crate) fn test(args: &[String]) -> Result<()> {

@@ -1,0 +1,89 @@
+//! The suites in `tests/clients`: real Matrix clients over real sockets against the real binary.
+//!
+//! Lives here: building the server for them, and bringing their packages (from PyPI and npm, exact versions, kept
+//! between runs). Not here: the scenarios, which are written in the clients' own languages.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::run::Counts;
+use crate::{needs, run};
+
+pub(crate) fn suite() -> Result<(bool, Counts)> {
+    needs::clients()?;
+    let server = server_binary("debug")?;
+    let python = python()?;
+    let node = node()?;
+    let (nio_ok, mut counts) = run::counted_step("matrix-nio", {
+        let mut command = run::command(&python, ["-u", "tests/clients/nio/run.py", "--server"]);
+        command.arg(&server).env("PYTHONDONTWRITEBYTECODE", "1");
+        command
+    })?;
+    let (js_ok, js_counts) = run::counted_step("matrix-js-sdk", {
+        let args = ["--test", "--test-force-exit", "--test-reporter=spec", "scenarios.test.mjs", "restarts.test.mjs"];
+        let mut command = run::command(&node, args);
+        command.current_dir(js_folder()).env("SKERRY_SERVER", &server);
+        command
+    })?;
+    counts.add(js_counts);
+    Ok((nio_ok && js_ok, counts))
+}
+
+/// Builds the server (its dependencies are there already when the unit tests ran) and tells where it is.
+pub(crate) fn server_binary(profile: &str) -> Result<PathBuf> {
+    let mut args = vec!["build", "--locked", "--package", "skerry"];
+    if profile == "release" {
+        args.push("--release");
+    }
+    run::step("cargo build of the server", run::cargo(args))?;
+    Ok(run::target_dir().join(profile).join("skerry"))
+}
+
+/// A Python with the packages of the nio suite, made anew when the list of packages or the Python changes.
+fn python() -> Result<String> {
+    let requirements = run::root().join("tests/clients/nio/requirements.txt");
+    let version = run::output(run::command("python3", ["--version"]))?;
+    let mut hasher = DefaultHasher::new();
+    (std::fs::read(&requirements)?, version).hash(&mut hasher);
+    let folder = run::cache_dir().join(format!("nio-{:016x}", hasher.finish()));
+    let python = text(&folder.join("bin/python"))?;
+    let complete = folder.join("complete");
+    if !complete.exists() {
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder)?;
+        run::step("python3 -m venv", run::command("python3", ["-m", "venv", &text(&folder)?]))?;
+        let args =
+            ["-m", "pip", "install", "--disable-pip-version-check", "--no-deps", "-q", "-r", &text(&requirements)?];
+        run::step("pip install matrix-nio", run::command(&python, args))?;
+        std::fs::write(complete, "")?;
+    }
+    Ok(python)
+}
+
+/// The Node.js that the lock file names, with the SDK beside it.
+fn node() -> Result<String> {
+    let folder = js_folder();
+    let installed = folder.join("node_modules/.package-lock.json");
+    let wanted = folder.join("package-lock.json");
+    let newer = |a: &Path, b: &Path| Ok::<_, std::io::Error>(a.metadata()?.modified()? >= b.metadata()?.modified()?);
+    if !newer(&installed, &wanted).unwrap_or(false) {
+        let mut command =
+            run::command("npm", ["ci", "--prefer-offline", "--no-audit", "--no-fund", "--loglevel=error"]);
+        command.current_dir(&folder);
+        run::step("npm ci (matrix-js-sdk)", command)?;
+    }
+    let machine = if std::env::consts::ARCH == "aarch64" { "arm64" } else { "x64" };
+    let pinned = folder.join(format!("node_modules/node-linux-{machine}/bin/node"));
+    if pinned.exists() { text(&pinned) } else { Ok("node".into()) }
+}
+
+fn js_folder() -> PathBuf {
+    run::root().join("tests/clients/js-sdk")
+}
+
+fn text(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()))
+}
