@@ -48,6 +48,8 @@ pub(crate) struct Core {
     durable: watch::Sender<Durable>,
     /// Notified when the queue shrinks.
     room: Notify,
+    /// The group whose write failed, until it is known whether it was written all the same.
+    doubtful: Mutex<Vec<Published>>,
 }
 
 /// How far durability has come. A new epoch means that sequenced commits were dropped.
@@ -134,6 +136,7 @@ impl Core {
             work: Condvar::new(),
             durable: watch::Sender::new(Durable { epoch: 0, version: tip }),
             room: Notify::new(),
+            doubtful: Mutex::default(),
         }))
     }
 
@@ -531,8 +534,23 @@ pub(crate) fn spawn_committer(core: &Arc<Core>) -> Result<thread::JoinHandle<()>
     let core = Arc::clone(core);
     thread::Builder::new()
         .name("store-commit".to_owned())
-        .spawn(move || while core.write_next_group() {})
+        .spawn(move || {
+            let _abandon = AbandonOnPanic(&core);
+            while core.write_next_group() {}
+        })
         .map_err(|error| Error::Engine(format!("cannot start the committer: {error}")))
+}
+
+/// If the committer panics, nobody may wait for it any more.
+struct AbandonOnPanic<'a>(&'a Core);
+
+impl Drop for AbandonOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.close();
+            self.0.fail(Vec::new(), Error::Engine("the committer panicked".to_owned()));
+        }
+    }
 }
 
 /// What the committer finds to do.
@@ -555,7 +573,10 @@ impl Core {
                 let result = result.map(|stable| self.publish(stable, &group));
                 match result {
                     Ok(()) => resolve(commits, &Ok(())),
-                    Err(error) => self.fail(commits, error),
+                    Err(error) => {
+                        *self.doubtful.lock() = group;
+                        self.fail(commits, error);
+                    }
                 }
             }
         }
@@ -650,9 +671,14 @@ impl Core {
         // have come as far as them. One more is skipped, so that no check made before the recovery passes after it:
         // the failed group may have been written after all. Writing the tip also proves that the engine writes.
         let last = self.state.lock().last.next();
+        // Written implies notified, also for a group whose write seemed to fail.
+        let written = read_stable(Arc::clone(&self.engine), Pos::ZERO)?.version;
+        self.doubtful.lock().retain(|commit| commit.version <= written);
         let extra = [journal::tip_row(last)];
         self.engine.write(&Group { rows: &Rows::new(), extra: &extra })?;
         let stable = Arc::new(read_stable(Arc::clone(&self.engine), last)?);
+        let found = std::mem::take(&mut *self.doubtful.lock());
+        let wake = if found.is_empty() { Vec::new() } else { self.hub.mark(&found) };
         let mut state = self.state.lock();
         state.stable = Arc::clone(&stable);
         state.last = last;
@@ -666,6 +692,7 @@ impl Core {
         }
         let epoch = state.epoch;
         drop(state);
+        self.hub.wake(&wake, last);
         self.durable.send_replace(Durable { epoch, version: last });
         Ok(())
     }
@@ -675,5 +702,54 @@ fn resolve(commits: Vec<Queued>, result: &Result<()>) {
     for queued in commits {
         // Nobody has to wait for their commit.
         let _ = queued.done.send(result.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn conflicts(result: Result<()>) -> bool {
+        matches!(result, Err(Error::Conflict))
+    }
+
+    #[test]
+    fn the_window_of_checks_is_bounded_and_never_too_trusting() {
+        let mut recent = Recent::new(Pos(10));
+        let rows = 3 * RECENT_ROWS as u64;
+        for version in 11..11 + rows {
+            recent.record(&[version], Pos(version));
+        }
+        let last = Pos(10 + rows);
+        assert!(recent.newer.len() + recent.older.len() <= 2 * RECENT_ROWS);
+        assert!(conflicts(recent.check(Check { hash: 1, since: Pos(10) }, last)), "older than the window");
+        let inside = recent.floor;
+        assert!(inside.0 > 10 && inside < last);
+        assert!(recent.check(Check { hash: 1, since: inside }, last).is_ok());
+        for version in inside.0 + 1..=last.0 {
+            assert!(conflicts(recent.check(Check { hash: version, since: Pos(version - 1) }, last)), "{version}");
+            assert!(recent.check(Check { hash: version, since: Pos(version) }, last).is_ok(), "{version}");
+        }
+    }
+
+    #[test]
+    fn guards_look_back_a_bounded_way() {
+        let row = |key: u8| RowRef(Arc::new(Row { hint: Hint::Small, key: SmallVec::from_slice(&[key]), value: None }));
+        let mut log = GuardLog::new(Pos(0));
+        for version in 1..=2 * GUARDED_ROWS as u64 {
+            log.record(Pos(version), &Arc::new(vec![row(if version % 2 == 0 { 5 } else { 9 })]));
+        }
+        let last = Pos(2 * GUARDED_ROWS as u64);
+        let guard = |low, high, since| Guard {
+            low: SmallVec::from_slice(&[low]),
+            high: SmallVec::from_slice(&[high]),
+            since: Pos(since),
+        };
+        assert_eq!(log.rows, GUARDED_ROWS);
+        assert!(conflicts(log.check(&guard(1, 2, 5), last)), "too old to know");
+        assert!(log.check(&guard(1, 5, last.0 - 100), last).is_ok());
+        assert!(conflicts(log.check(&guard(5, 6, last.0 - 100), last)));
+        assert!(conflicts(log.check(&guard(5, 6, last.0 - 1), last)));
+        assert!(log.check(&guard(9, 10, last.0 - 1), last).is_ok());
     }
 }

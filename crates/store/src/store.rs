@@ -84,8 +84,8 @@ impl Store {
     /// Checks a batch and gives it its place in the order, all or nothing. Takes microseconds and does not wait for
     /// the disk: the ticket does. An empty batch is a commit, too.
     ///
-    /// Errors: `Conflict` (a check did not hold), `TooLarge`, `Busy`, and `Full` or `Engine` while the store cannot
-    /// write. After an error nothing was written.
+    /// Errors: `Conflict` (a check did not hold, or somebody else wrote the same large value meanwhile), `TooLarge`,
+    /// `Busy`, and `Full` or `Engine` while the store cannot write. After an error nothing was written.
     pub fn commit(&self, batch: Batch) -> Result<Ticket> {
         self.core.commit(batch, None).map(Ticket::new)
     }

@@ -376,6 +376,12 @@ mod tests {
         for seed in 0..8 {
             let place = InMemory::new();
             let store = place.open();
+            let told = Arc::new(AtomicU64::new(0));
+            let tap = Arc::clone(&told);
+            store.hub().tap(move |commits| {
+                let values = commits.iter().flat_map(|commit| commit.writes_to(&COUNTERS));
+                values.for_each(|row| tap.store(row.unwrap().1.unwrap(), Ordering::Relaxed));
+            });
             place.0.set_faults(Faults {
                 seed,
                 conflict: 0.2,
@@ -401,6 +407,7 @@ mod tests {
                 (sure..=sure + maybe).contains(&total),
                 "seed {seed}: {sure} sure, {maybe} unknown, {total} counted"
             );
+            assert_eq!(told.load(Ordering::Relaxed), total, "seed {seed}: whatever was written was notified");
             drop(store);
             assert_eq!(counter(&place.open().snapshot(), 1), Some(total));
         }
