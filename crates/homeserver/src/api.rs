@@ -22,6 +22,10 @@ pub fn routes() -> Routes {
         .join(client::filters::routes())
         .join(client::push_rules::routes())
         .join(admin::register::routes())
+        .join(client::sync::routes())
+        .join(client::receipts::routes())
+        .join(client::typing::routes())
+        .join(client::presence::routes())
 }
 
 /// What the administration socket answers.

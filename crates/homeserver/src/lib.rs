@@ -13,6 +13,7 @@ pub mod log;
 pub mod media;
 pub mod metrics;
 pub mod notify;
+pub mod push;
 pub mod rng;
 pub mod rooms;
 pub mod schema;

@@ -21,6 +21,7 @@ use crate::rng::Rng;
 use crate::rooms::Lanes;
 use crate::rooms::read::RoomCache;
 use crate::signing;
+use crate::sync::Sync;
 
 #[derive(Clone)]
 pub struct App(Arc<Services>);
@@ -36,6 +37,8 @@ pub struct Services {
     /// Who changes a room takes turns with others who do.
     pub lanes: Lanes,
     pub media: Media,
+    /// What polls share.
+    pub sync: Sync,
     pub clock: Clock,
     pub rng: Rng,
     pub metrics: Metrics,
@@ -71,6 +74,7 @@ impl App {
             tasks: TaskTracker::new(),
             room_cache: RoomCache::new(config.memory_budget.as_usize() as u64 / 8),
             lanes: Lanes::default(),
+            sync: Sync::new(&store, &rng, config.memory_budget.as_usize() as u64 / 16),
             store,
             signing_key,
             config,

@@ -60,6 +60,11 @@ impl ValueBuf {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// What was written so far; positions that are pending still are.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// A serde value in postcard form, up to the end of the value. It must not hold pending positions.
     pub fn postcard<T: serde::Serialize + ?Sized>(&mut self, value: &T) {
         match postcard::to_extend(value, std::mem::take(&mut self.bytes)) {

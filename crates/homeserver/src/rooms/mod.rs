@@ -5,6 +5,8 @@ pub mod create;
 pub mod membership;
 pub mod read;
 pub mod send;
+pub mod shown;
+pub mod sight;
 #[cfg(test)]
 mod tests;
 pub mod write;

@@ -1,3 +1,83 @@
-//! `/sync` and what goes with it: tokens, filters, who is waiting for what.
+//! `/sync` and what goes with it.
+//!
+//! - `token`: where in the stream a client is. `filter`: what it wants to see.
+//! - `collect` and `room`: from a snapshot of the store to the material of an answer. `assemble`: from that to JSON.
+//! - `wait`: polls that wait until there is something to say.
+//! - `live`: what is remembered of users who poll. `recent`: what happened lately. `lazy`: which members a device knows.
+//! - `typing`, `presence`: what is not stored. `unread`: counts of what was not read.
+//! - `receipts`: saying what was read.
+//!
+//! Everything held here can be forgotten at any time: it is read again, counted again, or sent again.
 
+pub mod assemble;
+pub mod collect;
+pub mod filter;
+pub mod lazy;
+pub mod live;
+pub mod material;
+pub mod presence;
+pub mod receipts;
+pub mod recent;
+pub mod room;
 pub mod token;
+pub mod typing;
+pub mod unread;
+pub mod wait;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ::rooms::state::Root;
+use quick_cache::sync::Cache;
+use store::Store;
+use tokio::sync::Semaphore;
+
+use crate::rng::Rng;
+use filter::Filters;
+use lazy::SentMembers;
+use live::LiveUsers;
+use presence::Presence;
+use recent::Recent;
+use room::Candidates;
+use typing::Typing;
+
+/// So many large answers are made at one time; others wait for their turn, so that memory stays flat.
+const LARGE_AT_ONCE: usize = 8;
+
+/// What all polls share.
+pub struct Sync {
+    pub live: LiveUsers,
+    pub recent: Arc<Recent>,
+    pub filters: Filters,
+    pub typing: Typing,
+    pub presence: Presence,
+    sent: SentMembers,
+    candidates: Cache<Root, Arc<Candidates>>,
+    large: Semaphore,
+    /// Tells this start of the server from others.
+    boot: u32,
+    /// Counts the changes of what is not stored.
+    serial: AtomicU64,
+}
+
+impl Sync {
+    /// For one store, in about `bytes` of memory.
+    pub fn new(store: &Store, rng: &Rng, bytes: u64) -> Self {
+        Sync {
+            live: LiveUsers::default(),
+            recent: Recent::follow(store, (bytes / 2) as usize),
+            filters: Filters::default(),
+            typing: Typing::default(),
+            presence: Presence::default(),
+            sent: SentMembers::default(),
+            candidates: Cache::new(1024),
+            large: Semaphore::new(LARGE_AT_ONCE),
+            boot: rng.u64() as u32,
+            serial: AtomicU64::new(0),
+        }
+    }
+
+    fn serial(&self) -> u64 {
+        self.serial.load(Ordering::SeqCst)
+    }
+}

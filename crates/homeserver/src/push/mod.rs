@@ -1,0 +1,4 @@
+//! Notifications: which events count for whom.
+
+pub mod counts;
+pub mod rules;

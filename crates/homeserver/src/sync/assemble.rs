@@ -1,0 +1,339 @@
+//! From material to the JSON of an answer. Pure: the stored bytes of events are copied, nothing is parsed or read.
+
+use std::collections::BTreeMap;
+
+use ruma::presence::PresenceState;
+use store::Pos;
+
+use super::filter::Fields;
+use super::material::{Material, ReadBy, Room, Stripped, Summary, Timeline};
+use super::presence::Seen;
+use super::token;
+use super::unread::split;
+use crate::push::counts::{Tally, Unread};
+use crate::rooms::shown::{Shown, Style, number, string, stripped};
+use crate::stored::StoredEvent;
+
+/// How the client wants it.
+#[derive(Clone, Copy, Debug)]
+pub struct Dress<'a> {
+    pub now_ms: u64,
+    pub device_id: Option<&'a str>,
+    pub federation: bool,
+    pub fields: Option<&'a Fields>,
+    /// Under which names the state goes; clients before the specification ask for it under another one.
+    pub state_after: StateAfter,
+    pub thread_counts: bool,
+}
+
+/// Whether the state is that after the timeline, and what it is called.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StateAfter {
+    pub stable: bool,
+    pub unstable: bool,
+}
+
+impl StateAfter {
+    pub fn wanted(self) -> bool {
+        self.stable || self.unstable
+    }
+}
+
+/// Writes the answer.
+pub fn assemble(material: &Material, dress: &Dress<'_>) -> Vec<u8> {
+    let mut writer = Writer { out: Vec::with_capacity(size_hint(material)), dress, scratch: Vec::new() };
+    writer.answer(material);
+    writer.out
+}
+
+fn size_hint(material: &Material) -> usize {
+    let event = |event: &StoredEvent| event.client().len() + 160;
+    let room = |room: &Room| {
+        let state: usize = room.state.iter().map(|(_, e)| event(e)).sum();
+        let timeline: usize = room.timeline.events.iter().map(|shown| event(&shown.event) + 64).sum();
+        512 + state + timeline + room.receipts.len() * 128
+    };
+    256 + material.join.iter().chain(&material.leave).map(room).sum::<usize>()
+}
+
+struct Writer<'a> {
+    out: Vec<u8>,
+    dress: &'a Dress<'a>,
+    scratch: Vec<u8>,
+}
+
+impl Writer<'_> {
+    fn text(&mut self, text: &str) {
+        self.out.extend_from_slice(text.as_bytes());
+    }
+
+    fn string(&mut self, text: &str) {
+        string(&mut self.out, text);
+    }
+
+    fn number(&mut self, value: u64) {
+        number(&mut self.out, value);
+    }
+
+    /// Writes items with commas between them.
+    fn each<T>(&mut self, items: impl IntoIterator<Item = T>, mut write: impl FnMut(&mut Self, T)) {
+        for (index, item) in items.into_iter().enumerate() {
+            if index > 0 {
+                self.out.push(b',');
+            }
+            write(self, item);
+        }
+    }
+
+    fn answer(&mut self, material: &Material) {
+        self.text("{\"next_batch\":");
+        self.string(&material.next.to_string());
+        if !material.account_data.is_empty() {
+            self.text(",\"account_data\":");
+            self.account_data(&material.account_data);
+        }
+        if !material.presence.is_empty() {
+            self.text(",\"presence\":{\"events\":[");
+            self.each(&material.presence, Self::presence);
+            self.text("]}");
+        }
+        self.rooms(material);
+        self.out.push(b'}');
+    }
+
+    fn rooms(&mut self, material: &Material) {
+        let Material { join, invite, knock, leave, .. } = material;
+        if join.is_empty() && invite.is_empty() && knock.is_empty() && leave.is_empty() {
+            return;
+        }
+        self.text(",\"rooms\":{");
+        let mut first = true;
+        let mut section = |writer: &mut Self, name: &str, is_empty: bool| {
+            if is_empty {
+                return false;
+            }
+            writer.text(if std::mem::take(&mut first) { "\"" } else { ",\"" });
+            writer.text(name);
+            writer.text("\":{");
+            true
+        };
+        for (name, rooms) in [("join", join), ("leave", leave)] {
+            if section(self, name, rooms.is_empty()) {
+                self.each(rooms, Self::room);
+                self.out.push(b'}');
+            }
+        }
+        for (name, state, rooms) in [("invite", "invite_state", invite), ("knock", "knock_state", knock)] {
+            if section(self, name, rooms.is_empty()) {
+                self.each(rooms, |writer, room| writer.stripped(state, room));
+                self.out.push(b'}');
+            }
+        }
+        self.out.push(b'}');
+    }
+
+    fn room(&mut self, room: &Room) {
+        self.string(&room.room_id);
+        self.text(":{\"timeline\":");
+        self.timeline(&room.timeline);
+        self.state(&room.state);
+        if let Some(summary) = &room.summary {
+            self.summary(summary);
+        }
+        if room.typing.is_some() || !room.receipts.is_empty() {
+            self.ephemeral(room);
+        }
+        if !room.account_data.is_empty() {
+            self.text(",\"account_data\":");
+            self.account_data(&room.account_data);
+        }
+        if let Some(tally) = &room.unread {
+            self.unread(tally);
+        }
+        self.out.push(b'}');
+    }
+
+    fn timeline(&mut self, timeline: &Timeline) {
+        self.text("{\"events\":[");
+        self.each(&timeline.events, Self::event);
+        self.text(if timeline.limited {
+            "],\"limited\":true,\"prev_batch\":"
+        } else {
+            "],\"limited\":false,\"prev_batch\":"
+        });
+        self.string(&token::position(timeline.prev_batch));
+        self.out.push(b'}');
+    }
+
+    fn state(&mut self, events: &[(Pos, StoredEvent)]) {
+        let StateAfter { stable, unstable } = self.dress.state_after;
+        let names: &[&str] = match (stable, unstable) {
+            (false, false) => &["state"],
+            (true, false) => &["state_after"],
+            (false, true) => &["org.matrix.msc4222.state_after"],
+            (true, true) => &["state_after", "org.matrix.msc4222.state_after"],
+        };
+        let mut written: Option<std::ops::Range<usize>> = None;
+        for name in names {
+            self.text(",\"");
+            self.text(name);
+            self.text("\":");
+            let start = self.out.len();
+            match written.clone() {
+                Some(range) => self.out.extend_from_within(range),
+                None => {
+                    self.text("{\"events\":[");
+                    self.each(events, |writer, (at, event)| writer.event(&Shown::plain(*at, event.clone())));
+                    self.text("]}");
+                    written = Some(start..self.out.len());
+                }
+            }
+        }
+    }
+
+    fn event(&mut self, shown: &Shown) {
+        let Dress { now_ms, device_id, federation, fields, .. } = *self.dress;
+        let style = Style { now_ms, device_id, room_id: None, federation };
+        match fields {
+            None => shown.write(&mut self.out, &style),
+            Some(fields) => {
+                self.scratch.clear();
+                shown.write(&mut self.scratch, &style);
+                let picked = fields.project(&self.scratch);
+                self.out.extend_from_slice(&picked);
+            }
+        }
+    }
+
+    fn summary(&mut self, summary: &Summary) {
+        self.text(",\"summary\":{\"m.joined_member_count\":");
+        self.number(summary.joined.into());
+        self.text(",\"m.invited_member_count\":");
+        self.number(summary.invited.into());
+        if let Some(heroes) = &summary.heroes {
+            self.text(",\"m.heroes\":[");
+            self.each(heroes, |writer, hero| writer.string(hero));
+            self.out.push(b']');
+        }
+        self.out.push(b'}');
+    }
+
+    fn ephemeral(&mut self, room: &Room) {
+        self.text(",\"ephemeral\":{\"events\":[");
+        if let Some(typists) = &room.typing {
+            self.text("{\"type\":\"m.typing\",\"content\":{\"user_ids\":[");
+            self.each(typists, |writer, user| writer.string(user.as_str()));
+            self.text("]}}");
+        }
+        if !room.receipts.is_empty() {
+            if room.typing.is_some() {
+                self.out.push(b',');
+            }
+            self.receipts(&room.receipts);
+        }
+        self.text("]}");
+    }
+
+    fn receipts<'r>(&mut self, receipts: impl IntoIterator<Item = &'r ReadBy>) {
+        // By event, kind and user. A user's receipts of several threads at one event need an event each.
+        let mut events: BTreeMap<&str, [BTreeMap<&str, &ReadBy>; 2]> = BTreeMap::new();
+        let mut more = Vec::new();
+        for receipt in receipts {
+            let kinds = events.entry(&receipt.event_id).or_default();
+            if let Some(kind) = kinds.get_mut(usize::from(receipt.private)) {
+                more.extend(kind.insert(&receipt.user_id, receipt));
+            }
+        }
+        self.text("{\"type\":\"m.receipt\",\"content\":{");
+        self.each(events, |writer, (event_id, kinds)| {
+            writer.string(event_id);
+            writer.text(":{");
+            let kinds = ["\"m.read\":{", "\"m.read.private\":{"].into_iter().zip(kinds);
+            writer.each(kinds.filter(|(_, users)| !users.is_empty()), |writer, (name, users)| {
+                writer.text(name);
+                writer.each(users.into_values(), Self::receipt);
+                writer.out.push(b'}');
+            });
+            writer.out.push(b'}');
+        });
+        self.text("}}");
+        if !more.is_empty() {
+            self.out.push(b',');
+            self.receipts(more);
+        }
+    }
+
+    fn receipt(&mut self, receipt: &ReadBy) {
+        self.string(&receipt.user_id);
+        self.text(":{\"ts\":");
+        self.number(receipt.ts);
+        if !receipt.thread.is_empty() {
+            self.text(",\"thread_id\":");
+            self.string(&receipt.thread);
+        }
+        self.out.push(b'}');
+    }
+
+    fn unread(&mut self, tally: &Tally) {
+        let (room, threads) = split(tally.clone(), self.dress.thread_counts);
+        self.text(",\"unread_notifications\":");
+        self.counts(room);
+        if self.dress.thread_counts {
+            self.text(",\"unread_thread_notifications\":{");
+            self.each(threads, |writer, (root, unread)| {
+                writer.string(&root);
+                writer.out.push(b':');
+                writer.counts(unread);
+            });
+            self.out.push(b'}');
+        }
+    }
+
+    fn counts(&mut self, unread: Unread) {
+        self.text("{\"notification_count\":");
+        self.number(unread.notifications);
+        self.text(",\"highlight_count\":");
+        self.number(unread.highlights);
+        self.out.push(b'}');
+    }
+
+    fn stripped(&mut self, name: &str, room: &Stripped) {
+        self.string(&room.room_id);
+        self.text(":{\"");
+        self.text(name);
+        self.text("\":{\"events\":[");
+        self.each(&room.events, |writer, event| stripped(&mut writer.out, event));
+        self.text("]}}");
+    }
+
+    fn account_data(&mut self, data: &[(String, bytes::Bytes)]) {
+        self.text("{\"events\":[");
+        self.each(data, |writer, (kind, content)| {
+            writer.text("{\"type\":");
+            writer.string(kind);
+            writer.text(",\"content\":");
+            writer.out.extend_from_slice(content);
+            writer.out.push(b'}');
+        });
+        self.text("]}");
+    }
+
+    fn presence(&mut self, seen: &Seen) {
+        self.text("{\"type\":\"m.presence\",\"sender\":");
+        self.string(seen.user_id.as_str());
+        self.text(",\"content\":{\"presence\":");
+        self.string(seen.state.as_str());
+        self.text(",\"last_active_ago\":");
+        self.number(u64::try_from(seen.last_active_ago.as_millis()).unwrap_or(u64::MAX));
+        self.text(if seen.state == PresenceState::Online {
+            ",\"currently_active\":true"
+        } else {
+            ",\"currently_active\":false"
+        });
+        if let Some(status) = &seen.status {
+            self.text(",\"status_msg\":");
+            self.string(status);
+        }
+        self.text("}}");
+    }
+}

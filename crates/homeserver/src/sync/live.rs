@@ -1,0 +1,256 @@
+//! Live users: what is remembered of those who synced lately, so that an empty poll costs the same in one room and in a
+//! thousand.
+//!
+//! A live user listens (by signals of the store's hub) to what concerns them: their account, their memberships, and the
+//! rooms they are in. What was read of memberships, push rules and ignored users is kept until the signal moves.
+//! Listening begins before anything is read; so nothing falls between. All of it can be dropped at any time.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use quick_cache::sync::Cache;
+use ruma::events::ignored_user_list::IgnoredUserListEventContent;
+use ruma::{OwnedUserId, UserId};
+use store::{Hub, Pos, Read as _, Signal, Snapshot, Store};
+
+use super::unread::Counts;
+use crate::error::Result;
+use crate::push::rules::Rules;
+use crate::schema::{self, Membership, MembershipState, RoomNr, topic};
+use crate::users::push_rules;
+
+/// At most so many users are remembered.
+const MAX_USERS: usize = 20_000;
+
+/// Who synced lately.
+pub struct LiveUsers(Cache<OwnedUserId, Arc<LiveUser>>);
+
+impl Default for LiveUsers {
+    fn default() -> Self {
+        LiveUsers(Cache::new(MAX_USERS))
+    }
+}
+
+impl LiveUsers {
+    /// The user, who is live from now on.
+    pub fn get(&self, store: &Store, user_id: &UserId) -> Arc<LiveUser> {
+        if let Some(user) = self.0.get(user_id) {
+            return user;
+        }
+        let fresh = || Ok::<_, std::convert::Infallible>(Arc::new(LiveUser::new(store.hub(), user_id)));
+        match self.0.get_or_insert_with(user_id, fresh) {
+            Ok(user) => user,
+            Err(never) => match never {},
+        }
+    }
+
+    /// The rooms a user is in, if that is known without asking the store.
+    pub fn peek_rooms(&self, user_id: &UserId) -> Option<Arc<Memberships>> {
+        let user = self.0.get(user_id)?;
+        let known = user.state.lock().memberships.clone()?;
+        (user.membership.last() <= known.as_of).then_some(known)
+    }
+}
+
+/// Somebody who synced lately.
+pub struct LiveUser {
+    user_id: OwnedUserId,
+    /// Moves with everything that concerns the user.
+    pub signal: Arc<Signal>,
+    membership: Arc<Signal>,
+    account: Arc<Signal>,
+    state: Mutex<State>,
+    pub counts: Mutex<Counts>,
+}
+
+#[derive(Default)]
+struct State {
+    memberships: Option<Arc<Memberships>>,
+    tastes: Option<Arc<Tastes>>,
+}
+
+/// What a user is in which rooms.
+#[derive(Debug)]
+pub struct Memberships {
+    /// At this version.
+    as_of: Pos,
+    /// From this version on the signal is attached to all the rooms the user is in.
+    pub attached: Pos,
+    /// Sorted by room.
+    rows: Vec<(RoomNr, Membership)>,
+}
+
+impl Memberships {
+    pub fn of(&self, room: RoomNr) -> Option<&Membership> {
+        let at = self.rows.binary_search_by_key(&room, |(room, _)| *room).ok()?;
+        self.rows.get(at).map(|(_, membership)| membership)
+    }
+
+    pub fn is_joined(&self, room: RoomNr) -> bool {
+        self.of(room).is_some_and(|member| member.state == MembershipState::Join)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (RoomNr, &Membership)> {
+        self.rows.iter().map(|(room, membership)| (*room, membership))
+    }
+
+    pub fn joined(&self) -> impl Iterator<Item = RoomNr> {
+        self.iter().filter(|(_, member)| member.state == MembershipState::Join).map(|(room, _)| room)
+    }
+
+    /// Whether two users are in one room.
+    pub fn share_a_room(&self, other: &Memberships) -> bool {
+        let (few, many) = if self.rows.len() < other.rows.len() { (self, other) } else { (other, self) };
+        few.joined().any(|room| many.is_joined(room))
+    }
+
+    /// What somebody is where, read from the store.
+    pub fn read(snapshot: &Snapshot, user_id: &UserId) -> Result<Self> {
+        let mut rows = Vec::new();
+        for row in snapshot.scan(&schema::MEMBERSHIPS, schema::MEMBERSHIPS.prefix((user_id.as_str(),))) {
+            let ((_, room), membership) = row?;
+            rows.push((room, membership));
+        }
+        rows.shrink_to_fit();
+        let as_of = snapshot.version();
+        Ok(Memberships { as_of, attached: as_of, rows })
+    }
+}
+
+/// What in a user's account data decides over what they get.
+pub struct Tastes {
+    as_of: Pos,
+    pub rules: Rules,
+    /// Where the push rules lie: another place means other rules.
+    pub rules_at: Pos,
+    pub ignored: HashSet<OwnedUserId>,
+    ignored_at: Pos,
+}
+
+impl Tastes {
+    pub fn ignores(&self, user_id: &str) -> bool {
+        !self.ignored.is_empty() && <&UserId>::try_from(user_id).is_ok_and(|user| self.ignored.contains(user))
+    }
+
+    /// Changes whenever unread counts have to be counted anew.
+    pub fn edition(&self) -> (Pos, Pos) {
+        (self.rules_at, self.ignored_at)
+    }
+}
+
+/// A moment of the store as one user sees it.
+pub struct Look {
+    pub snapshot: Snapshot,
+    pub memberships: Arc<Memberships>,
+    pub tastes: Arc<Tastes>,
+    /// Nothing of the user's account happened after this (if that is known).
+    pub account_moved: Pos,
+}
+
+impl LiveUser {
+    fn new(hub: &Hub, user_id: &UserId) -> Self {
+        let (signal, membership, account) = (hub.signal(), hub.signal(), hub.signal());
+        for listener in [&signal, &membership] {
+            hub.attach(topic::membership(user_id.as_str()), listener);
+        }
+        for listener in [&signal, &account] {
+            hub.attach(topic::user(user_id.as_str()), listener);
+        }
+        let (state, counts) = (Mutex::default(), Mutex::default());
+        LiveUser { user_id: user_id.to_owned(), signal, membership, account, state, counts }
+    }
+
+    /// Whether nothing that concerns the user happened after `since`, as of a version that is returned.
+    pub fn idle_since(&self, store: &Store, since: Pos) -> Option<Pos> {
+        let attached = self.state.lock().memberships.as_ref()?.attached;
+        // Whoever sees a version published finds the signal marked up to it: so the version first.
+        let version = store.tip();
+        (since >= attached && self.signal.last() <= since).then_some(version)
+    }
+
+    /// The store now, with what is remembered of the user brought up to it.
+    pub fn look(&self, store: &Store) -> Result<Look> {
+        let mut state = self.state.lock();
+        let (snapshot, memberships) = self.memberships(store, state.memberships.take())?;
+        state.memberships = Some(memberships.clone());
+        let known = state.tastes.take();
+        let tastes = self.tastes(&snapshot, known)?;
+        state.tastes = Some(tastes.clone());
+        Ok(Look { snapshot, memberships, tastes, account_moved: self.account.last() })
+    }
+
+    fn memberships(&self, store: &Store, known: Option<Arc<Memberships>>) -> Result<(Snapshot, Arc<Memberships>)> {
+        let snapshot = store.snapshot();
+        if let Some(known) = known.clone()
+            && self.membership.last() <= known.as_of
+        {
+            return Ok((snapshot, known));
+        }
+        let mut memberships = Memberships::read(&snapshot, &self.user_id)?;
+        let attached = self.listen(store, known.as_deref(), &memberships);
+        if !attached {
+            memberships.attached = known.map_or(snapshot.version(), |known| known.attached);
+            return Ok((snapshot, Arc::new(memberships)));
+        }
+        // Rooms that are new here were not listened to until now: what is certain begins with a later snapshot.
+        let later = store.snapshot();
+        memberships.attached = later.version();
+        if self.membership.last() <= memberships.as_of {
+            memberships.as_of = later.version();
+            return Ok((later, Arc::new(memberships)));
+        }
+        Ok((snapshot, Arc::new(memberships)))
+    }
+
+    /// Attaches the signal to the rooms the user is in, detaches it from those they left. Returns whether any was new.
+    fn listen(&self, store: &Store, before: Option<&Memberships>, now: &Memberships) -> bool {
+        let mut any_new = before.is_none();
+        for room in now.joined() {
+            if !before.is_some_and(|before| before.is_joined(room)) {
+                store.hub().attach(topic::room(room), &self.signal);
+                any_new = true;
+            }
+        }
+        for room in before.into_iter().flat_map(Memberships::joined) {
+            if !now.is_joined(room) {
+                store.hub().detach(&topic::room(room), &self.signal);
+            }
+        }
+        any_new
+    }
+
+    fn tastes(&self, snapshot: &Snapshot, known: Option<Arc<Tastes>>) -> Result<Arc<Tastes>> {
+        if let Some(known) = &known
+            && self.account.last() <= known.as_of
+        {
+            return Ok(known.clone());
+        }
+        let at = |kind| -> Result<Pos> {
+            let at = snapshot.get(&schema::ACCOUNT_DATA_AT, (self.user_id.as_str(), "", kind))?;
+            Ok(at.unwrap_or(Pos::ZERO))
+        };
+        let (rules_at, ignored_at) = (at("m.push_rules")?, at("m.ignored_user_list")?);
+        let known = known.as_deref();
+        let rules = match known.filter(|known| known.rules_at == rules_at) {
+            Some(known) => known.rules.clone(),
+            None => Rules::new(push_rules::get(snapshot, &self.user_id)?),
+        };
+        let ignored = match known.filter(|known| known.ignored_at == ignored_at) {
+            Some(known) => known.ignored.clone(),
+            None => read_ignored(snapshot, &self.user_id)?,
+        };
+        let as_of = snapshot.version();
+        Ok(Arc::new(Tastes { as_of, rules, rules_at, ignored, ignored_at }))
+    }
+}
+
+fn read_ignored(snapshot: &Snapshot, user_id: &UserId) -> Result<HashSet<OwnedUserId>> {
+    let stored = snapshot.get(&schema::ACCOUNT_DATA, (user_id.as_str(), "", "m.ignored_user_list"))?;
+    let content = stored.and_then(|data| serde_json::from_slice::<IgnoredUserListEventContent>(&data.0).ok());
+    let mut ignored: HashSet<OwnedUserId> =
+        content.map(|content| content.ignored_users.into_keys().collect()).unwrap_or_default();
+    // Nobody can ignore themselves.
+    ignored.remove(user_id);
+    Ok(ignored)
+}

@@ -1,0 +1,238 @@
+//! What happened lately, in memory: fed by every commit before its snapshot is published, so that whoever waits for an
+//! event gets it from here and not from the disk.
+//!
+//! For each room the newest events, and over all rooms in which of them something happened since when. Both reach back
+//! to one version, [`Recent::covers`]; whoever asks further back reads the store. Also the state events that were read
+//! lately. Nothing here is the truth: all of it can be forgotten at any time.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hashbrown::HashMap;
+use parking_lot::RwLock;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use smallvec::SmallVec;
+use store::{Pos, Published, Read, Store};
+
+use crate::error::Result;
+use crate::rooms::read::RoomReader;
+use crate::schema::{self, EventAt, RoomNr};
+use crate::stored::StoredEvent;
+
+/// At most so many commits are remembered.
+const MAX_COMMITS: usize = 8192;
+/// If something happened in more rooms than this, each room is asked instead.
+const MAX_CHANGED: usize = 64;
+
+/// The newest commits, and a cache of events.
+pub struct Recent {
+    log: RwLock<Log>,
+    max_bytes: usize,
+    events: Cache<EventAt, StoredEvent, EventWeight>,
+    /// Counts events that were rewritten: one that was read before is not kept after it.
+    rewritten: AtomicU64,
+}
+
+#[derive(Clone)]
+struct EventWeight;
+impl Weighter<EventAt, StoredEvent> for EventWeight {
+    fn weight(&self, _: &EventAt, event: &StoredEvent) -> u64 {
+        256 + event.client().len() as u64 + event.federation().len() as u64
+    }
+}
+
+#[derive(Default)]
+struct Log {
+    /// Everything after this version is here.
+    from: Pos,
+    commits: VecDeque<Commit>,
+    rooms: HashMap<RoomNr, VecDeque<(Pos, StoredEvent)>>,
+    bytes: usize,
+}
+
+/// What one commit did in one room.
+#[derive(Clone, Copy, Debug)]
+struct Commit {
+    version: Pos,
+    room: RoomNr,
+    events: u32,
+    bytes: u32,
+    receipts: bool,
+}
+
+/// What happened in a room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct What {
+    pub events: bool,
+    pub receipts: bool,
+}
+
+impl What {
+    pub const ALL: What = What { events: true, receipts: true };
+}
+
+impl Recent {
+    /// Remembers commits of the store from now on, in about `max_bytes`, and keeps a cache of the same size.
+    pub fn follow(store: &Store, max_bytes: usize) -> Arc<Self> {
+        let cache = Cache::with_weighter(max_bytes / 1024, max_bytes as u64, EventWeight);
+        let recent =
+            Arc::new(Recent { log: RwLock::default(), max_bytes, events: cache, rewritten: AtomicU64::new(0) });
+        let tapped = Arc::downgrade(&recent);
+        store.hub().tap(move |commits| {
+            if let Some(recent) = tapped.upgrade() {
+                recent.publish(commits);
+            }
+        });
+        let mut log = recent.log.write();
+        log.from = log.from.max(store.tip());
+        drop(log);
+        recent
+    }
+
+    fn publish(&self, commits: &[Published]) {
+        let mut log = self.log.write();
+        for commit in commits {
+            self.publish_one(&mut log, commit);
+        }
+        while log.commits.len() > MAX_COMMITS || log.bytes > self.max_bytes {
+            if !log.forget_oldest() {
+                break;
+            }
+        }
+    }
+
+    fn publish_one(&self, log: &mut Log, commit: &Published) {
+        let mut touched: SmallVec<[Commit; 2]> = SmallVec::new();
+        for (room, at, event) in
+            commit.writes_to(&schema::EVENTS).flatten().map(|((room, at), event)| (room, at, event))
+        {
+            if at < commit.base {
+                self.rewrite(log, room, at, event);
+                continue;
+            }
+            let Some(event) = event else { continue };
+            let bytes = EventWeight.weight(&EventAt { room, at }, &event) as u32;
+            let entry = entry_of(&mut touched, commit.version, room);
+            (entry.events, entry.bytes) = (entry.events + 1, entry.bytes + bytes);
+            log.bytes += bytes as usize;
+            log.rooms.entry(room).or_default().push_back((at, event));
+        }
+        for ((room, _), key) in commit.writes_to(&schema::RECEIPT_LOG).flatten() {
+            if key.is_some() {
+                entry_of(&mut touched, commit.version, room).receipts = true;
+            }
+        }
+        log.commits.extend(touched);
+    }
+
+    /// An event was redacted: everywhere it now is what is left of it.
+    fn rewrite(&self, log: &mut Log, room: RoomNr, at: Pos, event: Option<StoredEvent>) {
+        self.rewritten.fetch_add(1, Ordering::SeqCst);
+        self.events.remove(&EventAt { room, at });
+        let known = log.rooms.get_mut(&room).and_then(|events| events.iter_mut().find(|(known, _)| *known == at));
+        if let (Some((_, known)), Some(event)) = (known, event) {
+            *known = event;
+        }
+    }
+
+    /// Whether everything after a version is remembered.
+    pub fn covers(&self, since: Pos) -> bool {
+        self.log.read().from <= since
+    }
+
+    /// The rooms in which something happened after `since` and up to `until`, of those that are wanted. `None` if that
+    /// is not remembered, or if so much happened that asking each room is less work.
+    pub fn changes(
+        &self,
+        since: Pos,
+        until: Pos,
+        wanted: impl Fn(RoomNr) -> bool,
+    ) -> Option<SmallVec<[(RoomNr, What); 4]>> {
+        let log = self.log.read();
+        if log.from > since {
+            return None;
+        }
+        let mut changed: SmallVec<[(RoomNr, What); 4]> = SmallVec::new();
+        for commit in log.commits.iter().rev().take_while(|commit| commit.version > since) {
+            if commit.version > until {
+                continue;
+            }
+            let known = changed.iter().position(|(room, _)| *room == commit.room);
+            let index = match known {
+                Some(index) => index,
+                None if !wanted(commit.room) => continue,
+                None if changed.len() >= MAX_CHANGED => return None,
+                None => {
+                    changed.push((commit.room, What::default()));
+                    changed.len() - 1
+                }
+            };
+            let Some((_, what)) = changed.get_mut(index) else { continue };
+            what.events |= commit.events > 0;
+            what.receipts |= commit.receipts;
+        }
+        Some(changed)
+    }
+
+    /// The events of a room after `since` and up to `until`, newest first, if they are remembered.
+    pub fn events(&self, room: RoomNr, since: Pos, until: Pos) -> Option<Vec<(Pos, StoredEvent)>> {
+        let log = self.log.read();
+        if log.from > since {
+            return None;
+        }
+        let Some(events) = log.rooms.get(&room) else { return Some(Vec::new()) };
+        let newest_first = events.iter().rev().skip_while(|(at, _)| *at > until);
+        Some(newest_first.take_while(|(at, _)| *at > since).cloned().collect())
+    }
+
+    /// The events at these positions, in the order given, kept for the next who asks.
+    pub fn state_events<R: Read>(
+        &self,
+        rooms: RoomReader<'_, R>,
+        room: RoomNr,
+        positions: &[Pos],
+    ) -> Result<Vec<(Pos, StoredEvent)>> {
+        let rewritten = self.rewritten.load(Ordering::SeqCst);
+        let mut events = Vec::with_capacity(positions.len());
+        for &at in positions {
+            let key = EventAt { room, at };
+            if let Some(event) = self.events.get(&key) {
+                events.push((at, event));
+                continue;
+            }
+            let Some(event) = rooms.event(room, at)? else { continue };
+            if self.rewritten.load(Ordering::SeqCst) == rewritten {
+                self.events.insert(key, event.clone());
+            }
+            events.push((at, event));
+        }
+        Ok(events)
+    }
+}
+
+fn entry_of(touched: &mut SmallVec<[Commit; 2]>, version: Pos, room: RoomNr) -> &mut Commit {
+    let index = touched.iter().position(|commit| commit.room == room).unwrap_or_else(|| {
+        touched.push(Commit { version, room, events: 0, bytes: 0, receipts: false });
+        touched.len() - 1
+    });
+    &mut touched[index]
+}
+
+impl Log {
+    fn forget_oldest(&mut self) -> bool {
+        let Some(oldest) = self.commits.pop_front() else { return false };
+        self.from = self.from.max(oldest.version);
+        self.bytes -= oldest.bytes as usize;
+        if oldest.events > 0
+            && let Some(events) = self.rooms.get_mut(&oldest.room)
+        {
+            events.drain(..(oldest.events as usize).min(events.len()));
+            if events.is_empty() {
+                self.rooms.remove(&oldest.room);
+            }
+        }
+        true
+    }
+}

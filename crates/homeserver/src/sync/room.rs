@@ -1,0 +1,458 @@
+//! One room of a sync answer: which stretch of its timeline, which state with it, who is in it.
+
+use std::collections::{BTreeSet, HashSet};
+
+use ::rooms::state::{self, Root, Select};
+use ::rooms::{stripped, summary};
+use hashbrown::HashMap;
+use ruma::{OwnedUserId, UserId};
+use store::{Pos, Read as _};
+
+use super::collect::Collector;
+use super::filter::Lazy;
+use super::material::{ReadBy, Room, Stripped, Summary, Timeline};
+use super::recent::What;
+use super::unread::Counter;
+use crate::error::Result;
+use crate::rooms::shown::{self, Shown};
+use crate::rooms::sight::{Sight, left_at};
+use crate::schema::{self, Membership, MembershipState, RoomNr};
+use crate::stored::{Head, StoredEvent};
+
+/// No more than so many events are looked at for one timeline, however few of them are wanted.
+const MAX_SCANNED: usize = 5_000;
+/// So many receipts of others are sent for a room that is new to the client, the newest ones.
+const MAX_RECEIPTS: usize = 500;
+/// So many member events are read to find the heroes of a room.
+const MAX_CANDIDATES: usize = 500;
+
+/// Whom to name a room after: the first members, whoever asks.
+#[derive(Debug)]
+pub struct Candidates {
+    present: Vec<OwnedUserId>,
+    gone: Vec<OwnedUserId>,
+}
+
+/// A stretch of a timeline with what is needed to find the state that goes with it.
+struct Window {
+    /// Oldest first.
+    events: Vec<(Pos, StoredEvent)>,
+    limited: bool,
+    prev_batch: Pos,
+    /// The state before the first event of the stretch (shown or not), if the stretch reaches down to where the
+    /// client is.
+    base: Option<Root>,
+    /// Whether all that happened in the stretch is shown.
+    complete: bool,
+}
+
+/// What of a room's state is sent.
+struct Wanted<'a> {
+    /// What the client has; all of it is sent if it has none.
+    base: Option<Root>,
+    /// Before the timeline.
+    start: Root,
+    /// After it.
+    end: Root,
+    window: &'a Window,
+    heroes: &'a [String],
+}
+
+impl Collector<'_> {
+    /// What happened in a joined room; `None` if it is unknown or not wanted. Without `since` all of it is new.
+    pub(super) fn joined(
+        &self,
+        nr: RoomNr,
+        member: &Membership,
+        since: Option<Pos>,
+        what: What,
+    ) -> Result<Option<Room>> {
+        let Some(head) = self.rooms.head_of(nr)? else { return Ok(None) };
+        if !self.filter.rooms.take(&head.room_id) {
+            return Ok(None);
+        }
+        let since = since.filter(|since| member.joined.is_some_and(|joined| joined <= *since));
+        let mut room = Room { room_id: head.room_id.clone(), ..Room::default() };
+        if since.is_none() || what.events || self.full_state {
+            self.put_events(&mut room, nr, &head, member, since)?;
+        } else {
+            room.timeline.prev_batch = since.unwrap_or_default();
+        }
+        let mut own_receipt = false;
+        if since.is_none() || what.receipts {
+            (room.receipts, own_receipt) = self.receipts(nr, &head.room_id, since)?;
+        }
+        if since.is_none() || own_receipt || !room.timeline.events.is_empty() || room.timeline.limited {
+            let Self { rooms, user_id, recent, tastes, .. } = *self;
+            let counter = Counter { rooms, recent, user_id, tastes };
+            room.unread = Some(counter.count(&self.live.counts, nr, &head, member)?);
+        }
+        Ok(Some(room))
+    }
+
+    fn put_events(
+        &self,
+        room: &mut Room,
+        nr: RoomNr,
+        head: &Head,
+        member: &Membership,
+        since: Option<Pos>,
+    ) -> Result<()> {
+        let sight = Sight::new(self.rooms, nr, self.user_id, Some(member))?;
+        let window = self.window(nr, &head.room_id, since, self.version, &sight)?;
+        let base = self.base(nr, since, &window, head.state)?.filter(|_| !self.full_state);
+        room.summary = self.summary(nr, head, base)?;
+        let heroes = room.summary.as_ref().and_then(|summary| summary.heroes.as_deref()).unwrap_or_default();
+        let start = window.events.first().map_or(head.state, |(_, event)| event.before());
+        let wanted = Wanted { base, start, end: head.state, window: &window, heroes };
+        room.state = self.state(nr, &head.room_id, &wanted)?;
+        room.timeline = self.timeline(nr, window, &sight)?;
+        Ok(())
+    }
+
+    /// A room the user left, was banned from, or whose invite is gone: up to the event that ended it, and no further.
+    pub(super) fn left(&self, nr: RoomNr, member: &Membership, since: Option<Pos>) -> Result<Option<Room>> {
+        let Some(head) = self.rooms.head_of(nr)? else { return Ok(None) };
+        if !self.filter.rooms.take(&head.room_id) {
+            return Ok(None);
+        }
+        let was = since.map(|since| self.membership_at(nr, since)).transpose()?;
+        if member.forgotten {
+            // A device that still has the room learns that it is gone, and nothing else.
+            let had = was.is_some_and(|was| !matches!(was, MembershipState::Leave | MembershipState::Ban));
+            let room = Room { room_id: head.room_id.clone(), ..Room::default() };
+            return Ok(had.then_some(room));
+        }
+        let mut room = Room { room_id: head.room_id.clone(), ..Room::default() };
+        room.timeline.prev_batch = Pos(member.event.0.saturating_sub(1));
+        let sight = Sight::new(self.rooms, nr, self.user_id, Some(member))?;
+        let left = left_at(self.rooms, nr, member)?;
+        let saw_the_end = since.is_some_and(|since| left.is_none_or(|left| left <= since));
+        let (Some(left), false) = (left, saw_the_end) else {
+            // Never inside, or outside already: there is only the event that says so.
+            let Some(event) = self.rooms.event(nr, member.event)? else { return Ok(None) };
+            if since.is_none() {
+                return Ok(None);
+            }
+            let window = Window {
+                events: vec![(member.event, event)],
+                limited: false,
+                prev_batch: room.timeline.prev_batch,
+                base: None,
+                complete: true,
+            };
+            room.timeline = self.timeline(nr, window, &sight)?;
+            return Ok(Some(room));
+        };
+        let since = since.filter(|_| was == Some(MembershipState::Join));
+        let window = self.window(nr, &head.room_id, since, member.event, &sight)?;
+        let end = self.rooms.event(nr, left)?.map_or(Root::EMPTY, |event| event.after);
+        let base = self.base(nr, since, &window, end)?.filter(|_| !self.full_state);
+        let start = window.events.first().map_or(end, |(_, event)| event.before());
+        room.state = self.state(nr, &head.room_id, &Wanted { base, start, end, window: &window, heroes: &[] })?;
+        room.timeline = self.timeline(nr, window, &sight)?;
+        Ok(Some(room))
+    }
+
+    /// A room the user is invited to or knocks at, as it was then.
+    pub(super) fn stripped(&self, nr: RoomNr, member: &Membership) -> Result<Option<Stripped>> {
+        let Some(head) = self.rooms.head_of(nr)? else { return Ok(None) };
+        let Some(event) = self.rooms.event(nr, member.event)? else { return Ok(None) };
+        let unwanted = member.state == MembershipState::Invite && self.tastes.ignores(event.sender());
+        if unwanted || !self.filter.rooms.take(&head.room_id) {
+            return Ok(None);
+        }
+        let actor = UserId::parse(event.sender()).ok().filter(|sender| sender != self.user_id);
+        let mut positions = Vec::new();
+        for (kind, key) in stripped::keys(actor.as_deref()) {
+            positions.extend(self.rooms.state_at(event.after, &kind.to_string(), &key)?);
+        }
+        positions.push(member.event);
+        let events = self.recent.state_events(self.rooms, nr, &positions)?;
+        Ok(Some(Stripped { room_id: head.room_id, events: events.into_iter().map(|(_, event)| event).collect() }))
+    }
+
+    /// What the user was in a room at a position of the stream.
+    fn membership_at(&self, nr: RoomNr, at: Pos) -> Result<MembershipState> {
+        let root = self.rooms.root_at(nr, at)?;
+        let event = self.rooms.state_event(nr, root, "m.room.member", self.user_id.as_str())?;
+        Ok(event.and_then(|event| shown::membership(&event)).unwrap_or(MembershipState::Leave))
+    }
+
+    // ---- timeline ------------------------------------------------------------------------------------------------
+
+    /// The newest events after `since` and up to `until`, as many as are wanted.
+    fn window(
+        &self,
+        nr: RoomNr,
+        room_id: &str,
+        since: Option<Pos>,
+        until: Pos,
+        sight: &Sight<'_, store::Snapshot>,
+    ) -> Result<Window> {
+        let remembered = since.and_then(|since| self.recent.events(nr, since, until));
+        if let Some(newest_first) = remembered {
+            return self.fill(newest_first.into_iter().map(Ok), room_id, since, until, sight);
+        }
+        let mut span = schema::EVENTS.prefix((nr,)).through((nr, until)).reversed();
+        if let Some(since) = since {
+            span = span.after((nr, since));
+        }
+        let rows = self.rooms.read.scan(&schema::EVENTS, span);
+        self.fill(rows.map(|row| Ok(row.map(|((_, at), event)| (at, event))?)), room_id, since, until, sight)
+    }
+
+    fn fill(
+        &self,
+        newest_first: impl Iterator<Item = Result<(Pos, StoredEvent)>>,
+        room_id: &str,
+        since: Option<Pos>,
+        until: Pos,
+        sight: &Sight<'_, store::Snapshot>,
+    ) -> Result<Window> {
+        let limit = self.filter.timeline_limit();
+        let wants_room = self.filter.timeline.rooms.take(room_id);
+        let mut window = Window { events: Vec::new(), limited: false, prev_batch: until, base: None, complete: true };
+        let mut base = None;
+        for (scanned, row) in newest_first.enumerate() {
+            let (at, event) = row?;
+            if !wants_room || !self.shows(at, &event, sight)? {
+                window.complete = false;
+                base = Some(event.before());
+            } else if window.events.len() < limit {
+                base = Some(event.before());
+                window.events.push((at, event));
+            } else {
+                window.limited = true;
+            }
+            window.limited |= scanned >= MAX_SCANNED;
+            if window.limited {
+                break;
+            }
+        }
+        window.events.reverse();
+        window.base = base.filter(|_| !window.limited);
+        window.prev_batch = match (window.events.first(), since) {
+            (Some((first, _)), _) => Pos(first.0.saturating_sub(1)),
+            (None, Some(since)) if !window.limited => since,
+            (None, _) => until,
+        };
+        Ok(window)
+    }
+
+    fn shows(&self, at: Pos, event: &StoredEvent, sight: &Sight<'_, store::Snapshot>) -> Result<bool> {
+        let ignored = event.state_key().is_none() && self.tastes.ignores(event.sender());
+        Ok(!event.hidden() && !ignored && self.filter.timeline.take(event) && sight.may_see(at, event)?)
+    }
+
+    fn timeline(&self, nr: RoomNr, window: Window, sight: &Sight<'_, store::Snapshot>) -> Result<Timeline> {
+        let mut events = Vec::with_capacity(window.events.len());
+        for (at, event) in window.events {
+            let mut shown = Shown::plain(at, event);
+            shown.membership = Some(sight.membership_at(at, &shown.event)?);
+            if let Some(replaced) = shown.event.replaces()
+                && let Some(event) = self.rooms.event(nr, replaced)?
+                && sight.may_see(replaced, &event)?
+            {
+                shown.replaced = Some(event);
+            }
+            if let Some(by) = shown.event.redacted_by() {
+                shown.redaction = self.rooms.event(nr, by)?;
+            }
+            events.push(shown);
+        }
+        Ok(Timeline { events, limited: window.limited, prev_batch: window.prev_batch })
+    }
+
+    // ---- state ---------------------------------------------------------------------------------------------------
+
+    /// The state the client has; `None` if it has none.
+    fn base(&self, nr: RoomNr, since: Option<Pos>, window: &Window, end: Root) -> Result<Option<Root>> {
+        let Some(since) = since else { return Ok(None) };
+        if let Some(base) = window.base {
+            return Ok(Some(base));
+        }
+        if window.limited { Ok(Some(self.rooms.root_at(nr, since)?)) } else { Ok(Some(end)) }
+    }
+
+    fn state(&self, nr: RoomNr, room_id: &str, wanted: &Wanted<'_>) -> Result<Vec<(Pos, StoredEvent)>> {
+        if !self.filter.state.rooms.take(room_id) {
+            return Ok(Vec::new());
+        }
+        let target = if self.state_after.wanted() { wanted.end } else { wanted.start };
+        let mut positions = self.changed_state(wanted, target)?;
+        if let Lazy::Senders { redundant } = self.filter.lazy {
+            self.add_members(nr, wanted, target, redundant, &mut positions)?;
+        }
+        positions.sort_unstable();
+        positions.dedup();
+        let mut events = self.recent.state_events(self.rooms, nr, &positions)?;
+        if !self.filter.state.take_all() {
+            events.retain(|(_, event)| self.filter.state.take(event));
+        }
+        if let (Lazy::Senders { .. }, Some(sent)) = (self.filter.lazy, &self.sent) {
+            let is_member = |(_, event): &&(Pos, StoredEvent)| event.kind() == "m.room.member";
+            let members = events.iter().filter(is_member).chain(wanted.window.events.iter().filter(is_member));
+            sent.remember(nr, members.map(|(at, _)| *at), self.version);
+        }
+        Ok(events)
+    }
+
+    /// Where the state events lie that the client does not have and does not get in the timeline.
+    fn changed_state(&self, wanted: &Wanted<'_>, target: Root) -> Result<Vec<Pos>> {
+        let lazy = self.filter.lazy != Lazy::All && wanted.base.is_none();
+        let select = if lazy { Select::Only(state::Part::Others) } else { Select::All };
+        let base = wanted.base.unwrap_or(Root::EMPTY);
+        let changes = state::diff(&self.rooms, base, target, select)?;
+        let Window { events, complete, .. } = wanted.window;
+        let told = *complete && events.last().is_none_or(|(_, event)| event.after == wanted.end);
+        if target == wanted.end || told {
+            return Ok(changes.into_iter().filter_map(|change| change.after).map(|nr| Pos(nr.0)).collect());
+        }
+        // The timeline does not tell everything that happened in it: what it keeps to itself goes with the state.
+        let shown: HashSet<Pos> = events.iter().map(|(at, _)| *at).collect();
+        let mut state: HashMap<state::Key, Pos> = HashMap::new();
+        let untold = state::diff(&self.rooms, target, wanted.end, select)?;
+        let untold = untold.into_iter().filter(|change| change.after.is_some_and(|nr| !shown.contains(&Pos(nr.0))));
+        for change in changes.into_iter().chain(untold) {
+            if let Some(nr) = change.after {
+                state.insert(change.key, Pos(nr.0));
+            }
+        }
+        Ok(state.into_values().collect())
+    }
+
+    /// Lazy loading: the members who wrote what is in the timeline, the heroes, and, in a room that is new to the
+    /// client, the user.
+    fn add_members(
+        &self,
+        nr: RoomNr,
+        wanted: &Wanted<'_>,
+        target: Root,
+        redundant: bool,
+        positions: &mut Vec<Pos>,
+    ) -> Result<()> {
+        let mut members: BTreeSet<&str> = wanted.window.events.iter().map(|(_, event)| event.sender()).collect();
+        members.extend(wanted.heroes.iter().map(String::as_str));
+        if wanted.base.is_none() {
+            members.insert(self.user_id.as_str());
+        }
+        for member in members {
+            let Some(at) = self.rooms.state_at(target, "m.room.member", member)? else { continue };
+            let since = self.since.map(|since| since.version).filter(|_| !redundant && wanted.base.is_some());
+            let known = since.is_some_and(|since| self.sent.as_ref().is_some_and(|sent| sent.knows(nr, at, since)));
+            if !known {
+                positions.push(at);
+            }
+        }
+        Ok(())
+    }
+
+    // ---- summary -------------------------------------------------------------------------------------------------
+
+    /// Who is in the room, if that changed since the client's state.
+    fn summary(&self, nr: RoomNr, head: &Head, base: Option<Root>) -> Result<Option<Summary>> {
+        if let Some(base) = base
+            && state::diff(&self.rooms, base, head.state, Select::Only(state::Part::Members))?.is_empty()
+            && !self.name_changed(base, head.state)?
+        {
+            return Ok(None);
+        }
+        let heroes = if self.has_name(nr, head.state)? {
+            None
+        } else {
+            let candidates = self.candidates(nr, head.state)?;
+            let heroes = summary::heroes(self.user_id, candidates.present.clone(), candidates.gone.clone());
+            Some(heroes.into_iter().map(String::from).collect())
+        };
+        Ok(Some(Summary { heroes, joined: head.joined_members, invited: head.invited_members }))
+    }
+
+    /// A room that lost its name is named after its heroes.
+    fn name_changed(&self, base: Root, now: Root) -> Result<bool> {
+        if base == now {
+            return Ok(false);
+        }
+        for kind in NAMES {
+            if self.rooms.state_at(base, kind, "")? != self.rooms.state_at(now, kind, "")? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn has_name(&self, nr: RoomNr, root: Root) -> Result<bool> {
+        for (kind, field) in NAMES.into_iter().zip(["name", "alias"]) {
+            let event = self.rooms.state_event(nr, root, kind, "")?;
+            let name = event.as_ref().and_then(|event| shown::content_field::<String>(event, field));
+            if name.is_some_and(|name| !name.is_empty()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The first members in the order of their member events. The same for everybody who asks, so it is kept.
+    fn candidates(&self, nr: RoomNr, root: Root) -> Result<std::sync::Arc<Candidates>> {
+        if let Some(known) = self.candidates.get(&root) {
+            return Ok(known);
+        }
+        let mut positions = self.rooms.state_positions(root, Select::Only(state::Part::Members))?;
+        positions.sort_unstable();
+        let mut found = Candidates { present: Vec::new(), gone: Vec::new() };
+        for at in positions.into_iter().take(MAX_CANDIDATES) {
+            // One more than are named: whoever asks is not named.
+            if found.present.len() > summary::MAX_HEROES {
+                break;
+            }
+            for (_, event) in self.recent.state_events(self.rooms, nr, &[at])? {
+                let Some(user_id) = event.state_key().and_then(|key| UserId::parse(key).ok()) else { continue };
+                match shown::membership(&event) {
+                    Some(MembershipState::Join | MembershipState::Invite) => found.present.push(user_id),
+                    Some(MembershipState::Leave | MembershipState::Ban) if found.gone.len() <= summary::MAX_HEROES => {
+                        found.gone.push(user_id);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let found = std::sync::Arc::new(found);
+        self.candidates.insert(root, found.clone());
+        Ok(found)
+    }
+
+    // ---- receipts ------------------------------------------------------------------------------------------------
+
+    /// Receipts that the user may see, and whether one of their own is among them.
+    fn receipts(&self, nr: RoomNr, room_id: &str, since: Option<Pos>) -> Result<(Vec<ReadBy>, bool)> {
+        let mut span = schema::RECEIPT_LOG.prefix((nr,)).reversed();
+        span = match since {
+            Some(since) => span.after((nr, since)),
+            None => span.limit(MAX_RECEIPTS),
+        };
+        let wanted = self.filter.ephemeral.take_kind("m.receipt") && self.filter.ephemeral.rooms.take(room_id);
+        let (mut receipts, mut own) = (Vec::new(), false);
+        for row in self.rooms.read.scan(&schema::RECEIPT_LOG, span) {
+            let (_, key) = row?;
+            let mine = key.user_id == self.user_id.as_str();
+            own |= mine;
+            let hidden = !mine && (key.private || self.tastes.ignores(&key.user_id));
+            if hidden || !wanted {
+                continue;
+            }
+            let kind = (key.private, key.thread.as_str());
+            let Some(receipt) = self.rooms.read.get(&schema::RECEIPTS, (nr, &key.user_id, kind))? else { continue };
+            receipts.push(ReadBy {
+                event_id: receipt.event_id,
+                user_id: key.user_id,
+                private: key.private,
+                thread: key.thread,
+                ts: receipt.ts,
+            });
+        }
+        Ok((receipts, own))
+    }
+}
+
+/// What gives a room a name.
+const NAMES: [&str; 2] = ["m.room.name", "m.room.canonical_alias"];

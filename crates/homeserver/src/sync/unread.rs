@@ -1,0 +1,197 @@
+//! The unread counts of one user in one room, as of a version: counted at read time, from the receipts on, and carried
+//! on from the last count where nothing before it changed.
+
+use std::collections::BTreeMap;
+
+use hashbrown::HashMap;
+use ruma::events::room::power_levels::{RoomPowerLevels, RoomPowerLevelsEventContent, RoomPowerLevelsSource};
+use ruma::push::PushConditionRoomCtx;
+use ruma::{OwnedUserId, RoomId, UInt, UserId};
+use store::{Pos, Read};
+
+use super::live::Tastes;
+use super::recent::Recent;
+use crate::error::{Error, Result};
+use crate::push::counts::{ReadUpTo, Tally};
+use crate::push::rules::{Facts, RoomFacts};
+use crate::rooms::read::RoomReader;
+use crate::rooms::shown::{content, content_field};
+use crate::schema::{self, Membership, RoomNr};
+use crate::stored::{Head, StoredEvent};
+
+/// No more than so many of the newest events are looked at: who has more unread has many.
+const MAX_EVENTS: usize = 2_000;
+/// The relation of events in threads to their root.
+const THREAD: &str = "m.thread";
+/// So many rooms of one user are remembered.
+const MAX_ROOMS: usize = 512;
+
+/// The counts of one user that were made lately.
+#[derive(Default)]
+pub struct Counts(HashMap<RoomNr, Known>);
+
+#[derive(Clone)]
+struct Known {
+    as_of: Pos,
+    edition: (Pos, Pos),
+    read: ReadUpTo,
+    tally: Tally,
+}
+
+/// Who counts what.
+pub struct Counter<'a, R> {
+    pub rooms: RoomReader<'a, R>,
+    pub recent: &'a Recent,
+    pub user_id: &'a UserId,
+    pub tastes: &'a Tastes,
+}
+
+impl<R: Read> Counter<'_, R> {
+    /// The unread events of a joined room.
+    pub fn count(
+        &self,
+        counts: &parking_lot::Mutex<Counts>,
+        room: RoomNr,
+        head: &Head,
+        membership: &Membership,
+    ) -> Result<Tally> {
+        let version = self.rooms.read.version();
+        let read = self.read_up_to(room, membership)?;
+        let edition = self.tastes.edition();
+        let known = counts.lock().0.get(&room).cloned();
+        let known = known.filter(|known| known.as_of <= version && known.edition == edition && known.read == read);
+        let room_facts = Room { counter: self, room, head };
+        let mut tally = Tally::default();
+        let mut after = read.all;
+        if let Some(known) = known {
+            (tally, after) = (known.tally, known.as_of);
+        }
+        if head.last > after {
+            self.add_up(&mut tally, &read, after, version, &room_facts)?;
+        }
+        let mut counts = counts.lock();
+        if counts.0.len() >= MAX_ROOMS && !counts.0.contains_key(&room) {
+            counts.0.clear();
+        }
+        counts.0.insert(room, Known { as_of: version, edition, read, tally: tally.clone() });
+        Ok(tally)
+    }
+
+    /// Counting begins where the user joined, and goes on where they have read up to.
+    fn read_up_to(&self, room: RoomNr, membership: &Membership) -> Result<ReadUpTo> {
+        let mut read = ReadUpTo { all: membership.joined.unwrap_or_default(), ..ReadUpTo::default() };
+        let span = schema::RECEIPTS.prefix((room, self.user_id.as_str()));
+        for row in self.rooms.read.scan(&schema::RECEIPTS, span) {
+            let ((_, _, (_, thread)), receipt) = row?;
+            read.raise(&thread, receipt.event);
+        }
+        Ok(read)
+    }
+
+    fn add_up(&self, tally: &mut Tally, read: &ReadUpTo, after: Pos, until: Pos, room: &Room<'_, R>) -> Result<()> {
+        let newest_first = match self.recent.events(room.room, after, until) {
+            Some(events) => events,
+            None => {
+                let events = schema::EVENTS.prefix((room.room,));
+                let span = events.after((room.room, after)).through((room.room, until)).reversed().limit(MAX_EVENTS);
+                let rows = self.rooms.read.scan(&schema::EVENTS, span);
+                rows.map(|row| row.map(|((_, at), event)| (at, event))).collect::<Result<_, store::Error>>()?
+            }
+        };
+        for (at, event) in newest_first.iter().rev() {
+            self.add(tally, read, *at, event, room)?;
+        }
+        Ok(())
+    }
+
+    fn add(&self, tally: &mut Tally, read: &ReadUpTo, at: Pos, event: &StoredEvent, room: &Room<'_, R>) -> Result<()> {
+        let own = event.sender() == self.user_id;
+        if event.hidden() || own && event.state_key().is_some() || self.tastes.ignores(event.sender()) {
+            return Ok(());
+        }
+        let facts = Facts::new(event);
+        let thread = thread_by(self.rooms, room.room, &facts)?;
+        let thread = thread.as_deref();
+        if own {
+            // Who writes has read what is before.
+            tally.clear(thread);
+        } else if at > read.of(thread) {
+            let outcome = self.tastes.rules.decide(&facts, room)?;
+            tally.add(thread, outcome);
+        }
+        Ok(())
+    }
+}
+
+/// The root of the thread an event is in: by its own relation, or by that of the event it relates to.
+pub fn thread_of<R: Read>(rooms: RoomReader<'_, R>, room: RoomNr, event: &StoredEvent) -> Result<Option<String>> {
+    thread_by(rooms, room, &Facts::new(event))
+}
+
+fn thread_by<R: Read>(rooms: RoomReader<'_, R>, room: RoomNr, facts: &Facts<'_>) -> Result<Option<String>> {
+    let Some(relation) = facts.relates_to() else { return Ok(None) };
+    let (Some(kind), Some(parent)) = (relation.rel_type, relation.event_id) else { return Ok(None) };
+    if kind == THREAD {
+        return Ok(Some(parent.into_owned()));
+    }
+    let found = rooms.read.get(&schema::EVENT_IDS, &*parent)?.filter(|found| found.room == room);
+    let Some(parent) = found.map(|found| rooms.event(room, found.at)).transpose()?.flatten() else { return Ok(None) };
+    let relation = Facts::new(&parent).relates_to().filter(|relation| relation.rel_type.as_deref() == Some(THREAD));
+    Ok(relation.and_then(|relation| relation.event_id).map(|root| root.into_owned()))
+}
+
+/// A room as push rules see it.
+struct Room<'a, R> {
+    counter: &'a Counter<'a, R>,
+    room: RoomNr,
+    head: &'a Head,
+}
+
+impl<R: Read> RoomFacts for Room<'_, R> {
+    fn room_id(&self) -> &str {
+        &self.head.room_id
+    }
+
+    fn joined_members(&self) -> u64 {
+        self.head.joined_members.into()
+    }
+
+    fn context(&self) -> Result<PushConditionRoomCtx> {
+        let Counter { rooms, user_id, .. } = self.counter;
+        let member = rooms.state_event(self.room, self.head.state, "m.room.member", user_id.as_str())?;
+        let name = member.and_then(|event| content_field::<String>(&event, "displayname"));
+        let mut context = PushConditionRoomCtx::new(
+            RoomId::parse(&self.head.room_id).map_err(Error::internal)?,
+            UInt::new_saturating(self.joined_members()),
+            (*user_id).to_owned(),
+            name.unwrap_or_else(|| user_id.localpart().to_owned()),
+        );
+        context.power_levels = self.power_levels()?.map(Into::into);
+        Ok(context)
+    }
+}
+
+impl<R: Read> Room<'_, R> {
+    fn power_levels(&self) -> Result<Option<RoomPowerLevels>> {
+        let Counter { rooms, .. } = self.counter;
+        let Some(rules) = ::rooms::rules(&self.head.version) else { return Ok(None) };
+        let state = |kind| rooms.state_event(self.room, self.head.state, kind, "");
+        let Some(create) = state("m.room.create")? else { return Ok(None) };
+        let levels = state("m.room.power_levels")?;
+        let levels =
+            levels.and_then(|event| serde_json::from_str::<RoomPowerLevelsEventContent>(content(&event).get()).ok());
+        let source = levels.map_or(RoomPowerLevelsSource::None, RoomPowerLevelsSource::Original);
+        let mut creators: Vec<OwnedUserId> =
+            content_field::<Vec<OwnedUserId>>(&create, "additional_creators").unwrap_or_default();
+        creators.extend(UserId::parse(create.sender()).ok());
+        Ok(Some(RoomPowerLevels::new(source, &rules.authorization, creators)))
+    }
+}
+
+/// The parts of a count as they are sent: the room's, and with threads apart those of the threads.
+pub fn split(
+    tally: Tally,
+    threads_apart: bool,
+) -> (crate::push::counts::Unread, BTreeMap<String, crate::push::counts::Unread>) {
+    if threads_apart { (tally.main, tally.threads) } else { (tally.total(), BTreeMap::new()) }
+}

@@ -1,0 +1,155 @@
+//! Polls: answer at once if there is something to say, else wait until there is.
+//!
+//! A waiting poll holds what it needs for its next look and nothing of its request. It is woken by its user's signal
+//! only. A client that hangs up drops the future, and with it everything; a stop of the server answers at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use ruma::presence::PresenceState;
+use ruma::{OwnedDeviceId, OwnedUserId};
+
+use super::assemble::{Dress, StateAfter, assemble};
+use super::collect::{Ask, collect};
+use super::filter::Filter;
+use super::live::LiveUser;
+use super::material::Material;
+use super::presence;
+use super::token::{Ephemeral, SyncToken};
+use crate::App;
+use crate::error::{Error, Result};
+use crate::http::{Response, json_response};
+
+/// No poll waits longer: proxies cut connections that are silent for a minute.
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(50);
+
+/// A client's request, as far as it is needed again.
+pub struct Poll {
+    app: App,
+    user_id: OwnedUserId,
+    device_id: Option<OwnedDeviceId>,
+    live: Arc<LiveUser>,
+    filter: Arc<Filter>,
+    since: Option<SyncToken>,
+    full_state: bool,
+    state_after: StateAfter,
+    timeout: Duration,
+    /// The poll is why its user is not offline.
+    present: bool,
+}
+
+/// What a request says.
+pub struct Terms<'a> {
+    pub filter: Option<&'a str>,
+    pub since: Option<&'a str>,
+    pub full_state: bool,
+    pub state_after: StateAfter,
+    pub timeout: Duration,
+    pub presence: PresenceState,
+}
+
+impl Poll {
+    pub fn new(app: App, user_id: OwnedUserId, device_id: Option<OwnedDeviceId>, terms: &Terms<'_>) -> Result<Self> {
+        let since: Option<SyncToken> = terms.since.map(str::parse).transpose()?;
+        let snapshot = app.store.snapshot();
+        if since.is_some_and(|since| since.version > app.store.tip()) {
+            return Err(Error::invalid_param("This token is of a time that has not come"));
+        }
+        let filter = app.sync.filters.find(&snapshot, &user_id, terms.filter)?;
+        let live = app.sync.live.get(&app.store, &user_id);
+        let present = app.config.presence.enabled && terms.presence != PresenceState::Offline;
+        if present {
+            presence::poll_begins(&app, &user_id, &terms.presence);
+        }
+        let Terms { full_state, state_after, timeout, .. } = *terms;
+        let timeout = timeout.min(MAX_TIMEOUT);
+        Ok(Poll { app, user_id, device_id, live, filter, since, full_state, state_after, timeout, present })
+    }
+
+    /// Answers, when there is something to say or the time is over.
+    pub async fn answer(mut self) -> Result<Response> {
+        if self.since.is_none() || self.full_state {
+            return self.large().await;
+        }
+        let started = self.app.clock.monotonic();
+        loop {
+            let nudges = self.live.signal.nudges();
+            if let Some(answer) = self.look()? {
+                return Ok(answer);
+            }
+            let waited = self.app.clock.monotonic().saturating_sub(started);
+            let left = self.timeout.saturating_sub(waited);
+            if left.is_zero() || self.app.shutdown.is_cancelled() {
+                return Ok(self.dressed(&Material::nothing(self.here())));
+            }
+            tokio::select! {
+                () = self.live.signal.changed(self.here().version, nudges) => {}
+                () = self.app.clock.sleep(left) => {}
+                () = self.app.shutdown.cancelled() => {}
+            }
+        }
+    }
+
+    /// An answer that is about everything: made elsewhere, because it takes its time.
+    async fn large(self) -> Result<Response> {
+        let app = self.app.clone();
+        let _turn = app.sync.large.acquire().await.map_err(Error::internal)?;
+        let made = tokio::task::spawn_blocking(move || Ok(self.dressed(&collect(&self.ask())?)));
+        made.await.map_err(Error::internal)?
+    }
+
+    /// One look at the store: an answer, or the poll moves on to where there is nothing new.
+    fn look(&mut self) -> Result<Option<Response>> {
+        let here = self.here();
+        let quiet = here.ephemeral.boot == self.app.sync.boot && here.ephemeral.serial == self.app.sync.serial();
+        if quiet && let Some(version) = self.live.idle_since(&self.app.store, here.version) {
+            self.since = Some(SyncToken { version: version.max(here.version), ..here });
+            return Ok(None);
+        }
+        let material = collect(&self.ask())?;
+        if !material.is_empty() {
+            return Ok(Some(self.dressed(&material)));
+        }
+        self.since = Some(material.next);
+        Ok(None)
+    }
+
+    /// Where the client is. Without a token it is before everything.
+    fn here(&self) -> SyncToken {
+        self.since.unwrap_or(SyncToken { version: store::Pos::ZERO, ephemeral: Ephemeral::default() })
+    }
+
+    fn ask(&self) -> Ask<'_> {
+        Ask {
+            app: &self.app,
+            user_id: &self.user_id,
+            device_id: self.device_id.as_deref(),
+            live: &self.live,
+            filter: &self.filter,
+            since: self.since,
+            full_state: self.full_state,
+            state_after: self.state_after,
+        }
+    }
+
+    fn dressed(&self, material: &Material) -> Response {
+        let dress = Dress {
+            now_ms: self.app.clock.now_ms(),
+            device_id: self.device_id.as_deref().map(|device| device.as_str()),
+            federation: self.filter.federation,
+            fields: self.filter.fields.as_ref(),
+            state_after: self.state_after,
+            thread_counts: self.filter.thread_counts,
+        };
+        json_response(StatusCode::OK, assemble(material, &dress))
+    }
+}
+
+impl Drop for Poll {
+    fn drop(&mut self) {
+        if self.present {
+            self.app.sync.presence.poll_ended(&self.user_id, self.app.clock.monotonic());
+        }
+    }
+}
