@@ -341,3 +341,271 @@ impl From<ImageError> for Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use image::{GrayImage, ImageBuffer, Rgb, RgbImage, Rgba, RgbaImage};
+    use proptest::prelude::{any, prop_assert, prop_assert_eq, prop_assume, proptest};
+
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds { max_pixels: 4_000_000 };
+
+    fn crop(width: u32, height: u32) -> Ask {
+        Ask::new(width, height, Method::Crop, false)
+    }
+
+    fn fit(width: u32, height: u32) -> Ask {
+        Ask::new(width, height, Method::Scale, false)
+    }
+
+    fn small(bytes: &[u8], ask: Ask) -> Result<Made, Failure> {
+        make(Cursor::new(bytes), ask, BOUNDS)
+    }
+
+    /// The type and the picture that came out.
+    fn picture(made: Made) -> (&'static str, DynamicImage) {
+        let Made::Smaller { bytes, content_type } = made else { panic!("the original came back") };
+        let image = image::load_from_memory(&bytes).unwrap();
+        assert_eq!(image::guess_format(&bytes).unwrap().to_mime_type(), content_type);
+        (content_type, image)
+    }
+
+    fn size(made: Made) -> (u32, u32) {
+        let (_, image) = picture(made);
+        (image.width(), image.height())
+    }
+
+    /// Red to the left, blue to the right.
+    fn halves(width: u32, height: u32) -> RgbImage {
+        ImageBuffer::from_fn(width, height, |x, _| if x < width / 2 { Rgb([255, 0, 0]) } else { Rgb([0, 0, 255]) })
+    }
+
+    fn png(image: impl Into<DynamicImage>) -> Vec<u8> {
+        encoded(image, ImageFormat::Png)
+    }
+
+    fn encoded(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.into().write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    fn moving_gif(width: u32, height: u32, frames: u8) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut encoder = GifEncoder::new_with_speed(&mut bytes, 30);
+        encoder.set_repeat(Repeat::Infinite).unwrap();
+        for n in 0..frames {
+            let image = RgbaImage::from_pixel(width, height, Rgba([n * 40, 0, 0, 255]));
+            encoder.encode_frame(Frame::from_parts(image, 0, 0, image::Delay::from_numer_denom_ms(50, 1))).unwrap();
+        }
+        drop(encoder);
+        bytes
+    }
+
+    fn frames(bytes: &[u8]) -> usize {
+        GifDecoder::new(Cursor::new(bytes)).unwrap().into_frames().count()
+    }
+
+    #[test]
+    fn pitfall_106_scaling_keeps_the_shape_and_both_sides_are_long_enough() {
+        let wide = png(halves(1000, 500));
+        assert_eq!(size(small(&wide, fit(320, 240)).unwrap()), (480, 240));
+        assert_eq!(size(small(&wide, fit(100, 100)).unwrap()), (480, 240), "the sizes of others are shared");
+        let tall = png(halves(500, 1000));
+        assert_eq!(size(small(&tall, fit(320, 240)).unwrap()), (320, 640));
+    }
+
+    #[test]
+    fn pitfall_106_cropping_gives_the_shape_that_was_asked_for() {
+        let wide = png(halves(1000, 500));
+        assert_eq!(size(small(&wide, crop(96, 96)).unwrap()), (96, 96));
+        assert_eq!(size(small(&wide, crop(40, 40)).unwrap()), (96, 96));
+        assert_eq!(size(small(&wide, crop(200, 100)).unwrap()), (200, 100));
+        assert_eq!(size(small(&wide, crop(50, 200)).unwrap()), (50, 200));
+        let (_, image) = picture(small(&wide, crop(96, 96)).unwrap());
+        let (left, right) = (image.to_rgb8().get_pixel(5, 48).0, image.to_rgb8().get_pixel(90, 48).0);
+        assert!(left[0] > 200 && left[2] < 50 && right[2] > 200 && right[0] < 50, "the middle: {left:?} {right:?}");
+    }
+
+    #[test]
+    fn pitfall_106_nothing_grows() {
+        let tiny = png(halves(20, 10));
+        let original = Made::Original { content_type: "image/png" };
+        assert_eq!(small(&tiny, fit(320, 240)).unwrap(), original);
+        assert_eq!(small(&tiny, fit(1, 1)).unwrap(), original, "the smallest size is larger");
+        assert_eq!(size(small(&tiny, crop(32, 32)).unwrap()), (10, 10), "the shape, as large as there is");
+        let exact = png(halves(96, 96));
+        assert_eq!(small(&exact, crop(96, 96)).unwrap(), original);
+        let large = png(halves(1500, 1000));
+        assert_eq!(small(&large, fit(5000, 5000)).unwrap(), original);
+        assert_eq!(small(&large, crop(5000, 100)).unwrap(), original);
+    }
+
+    proptest! {
+        #[test]
+        fn pitfall_106_any_plan_keeps_its_promises(
+            source in (1u32..20_000, 1u32..20_000),
+            asked in (1u32..4_000, 1u32..4_000),
+            cut in any::<bool>(),
+        ) {
+            let method = if cut { Method::Crop } else { Method::Scale };
+            let ask = Ask::new(asked.0, asked.1, method, false);
+            prop_assert!(ask.width >= asked.0 && ask.height >= asked.1);
+            let Some(plan) = Plan::new(source, ask) else { return Ok(()) };
+            let result = plan.cut;
+            prop_assert!(result.0 >= 1 && result.1 >= 1);
+            prop_assert!(result.0 <= plan.scaled.0 && result.1 <= plan.scaled.1);
+            prop_assert!(plan.scaled.0 <= source.0 && plan.scaled.1 <= source.1, "nothing grows");
+            // Too small on a side only where the picture is, or where its shape is cut to another one.
+            let fits = source.0 >= ask.width && source.1 >= ask.height;
+            if fits {
+                prop_assert!(result.0 >= asked.0 && result.1 >= asked.1, "{:?} {:?}", ask, result);
+            }
+            prop_assume!(method == Method::Crop && fits);
+            prop_assert_eq!(result, (ask.width, ask.height));
+        }
+
+        #[test]
+        fn hostile_bytes_are_an_error_or_a_picture(start in 0usize..4, mut tail in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let heads: [&[u8]; 4] = [b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8\xff\xe0", b"RIFF\0\x01\0\0WEBPVP8L"];
+            let mut bytes = heads[start].to_vec();
+            bytes.append(&mut tail);
+            let _ = small(&bytes, fit(32, 32));
+        }
+
+        #[test]
+        fn broken_pictures_are_an_error_or_a_picture(format in 0usize..4, at in 0usize..2000, byte in any::<u8>(), end in 0usize..4000) {
+            let formats = [ImageFormat::Png, ImageFormat::Gif, ImageFormat::Jpeg, ImageFormat::WebP];
+            let mut bytes = encoded(halves(60, 40), formats[format]);
+            if let Some(slot) = bytes.get_mut(at) {
+                *slot = byte;
+            }
+            bytes.truncate(end);
+            let _ = small(&bytes, crop(32, 32));
+        }
+    }
+
+    #[test]
+    fn every_format_is_read_and_transparency_is_kept() {
+        for format in [ImageFormat::Png, ImageFormat::Gif, ImageFormat::Jpeg, ImageFormat::WebP] {
+            let (content_type, image) = picture(small(&encoded(halves(400, 200), format), crop(32, 32)).unwrap());
+            assert_eq!((content_type, image.width()), ("image/jpeg", 32), "{format:?}");
+        }
+        let gray = picture(small(&png(GrayImage::new(200, 200)), crop(32, 32)).unwrap());
+        assert_eq!((gray.0, gray.1.color()), ("image/jpeg", ColorType::L8));
+        let glass = RgbaImage::from_pixel(200, 200, Rgba([0, 255, 0, 100]));
+        let (content_type, image) = picture(small(&png(glass), crop(32, 32)).unwrap());
+        assert_eq!((content_type, image.to_rgba8().get_pixel(3, 3).0), ("image/png", [0, 255, 0, 100]));
+        let solid = RgbaImage::from_pixel(200, 200, Rgba([0, 255, 0, 255]));
+        assert_eq!(picture(small(&png(solid), crop(32, 32)).unwrap()).0, "image/jpeg");
+        let deep: ImageBuffer<Rgb<u16>, Vec<u16>> = ImageBuffer::from_pixel(200, 100, Rgb([u16::MAX, 0, 0]));
+        assert!(picture(small(&png(deep), crop(32, 32)).unwrap()).1.to_rgb8().get_pixel(1, 1).0[0] > 250);
+    }
+
+    #[test]
+    fn pitfall_106_pictures_are_turned_upright() {
+        // A minimal Exif block: one entry, the orientation.
+        let exif = |turn: u8| {
+            [b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".as_slice(), &[turn, 0, 0, 0, 0, 0, 0, 0]].concat()
+        };
+        let turned = |turn: u8| {
+            let mut bytes = Vec::new();
+            let mut encoder = JpegEncoder::new_with_quality(&mut bytes, 90);
+            encoder.set_exif_metadata(exif(turn)).unwrap();
+            halves(1200, 600).write_with_encoder(encoder).unwrap();
+            bytes
+        };
+        let (_, straight) = picture(small(&turned(1), fit(100, 50)).unwrap());
+        assert_eq!((straight.width(), straight.height()), (480, 240));
+        // Turned clockwise, the left side is up.
+        let (_, upright) = picture(small(&turned(6), fit(100, 50)).unwrap());
+        assert_eq!((upright.width(), upright.height()), (320, 640));
+        let (top, bottom) = (upright.to_rgb8().get_pixel(20, 10).0, upright.to_rgb8().get_pixel(20, 630).0);
+        assert!(top[0] > 200 && bottom[2] > 200, "{top:?} {bottom:?}");
+        let (_, cropped) = picture(small(&turned(6), crop(50, 200)).unwrap());
+        assert_eq!((cropped.width(), cropped.height()), (50, 200));
+    }
+
+    #[test]
+    fn pitfall_106_a_huge_picture_is_refused_by_its_header() {
+        let refused = |name: &str, bytes: &[u8]| {
+            let outcome = small(bytes, fit(320, 240));
+            assert!(matches!(outcome, Err(Failure::TooLarge)), "{name}: {outcome:?}");
+        };
+        refused("png", &png_header(60_000, 60_000));
+        refused("gif", b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02\x44\x01\0;");
+        let mut jpeg = encoded(halves(16, 16), ImageFormat::Jpeg);
+        let frame = jpeg.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+        jpeg[frame + 5..frame + 9].copy_from_slice(&[0xf0, 0, 0xf0, 0]);
+        refused("jpeg", &jpeg);
+        // The extended header of WebP: flags, then width - 1 and height - 1 in three bytes each.
+        let webp = b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\xff\x3f\0\xff\x3f\0VP8L\0\0\0\0";
+        let outcome = small(webp, fit(320, 240));
+        assert!(outcome.is_err(), "webp: {outcome:?}");
+        let at_the_limit = png(GrayImage::new(2000, 2000));
+        assert!(small(&at_the_limit, crop(32, 32)).is_ok());
+        refused("one more", &png(GrayImage::new(2000, 2001)));
+    }
+
+    #[test]
+    fn pitfall_106_a_frame_larger_than_its_picture_is_refused() {
+        // A canvas of 1 x 1, and a frame of 65535 x 65535 on it.
+        let mut gif = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff".to_vec();
+        gif.extend_from_slice(b",\0\0\0\0\xff\xff\xff\xff\0\x02\x02\x44\x01\0;");
+        for animated in [false, true] {
+            let outcome = small(&gif, Ask::new(1, 1, Method::Scale, animated));
+            assert!(matches!(outcome, Err(Failure::TooLarge | Failure::NotAPicture(_))), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_picture_is_said_to_be_none() {
+        for bytes in [b"".as_slice(), b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"BM\0\0", b"%PDF-1.4"] {
+            assert!(matches!(small(bytes, fit(1, 1)), Err(Failure::NotAPicture(_))));
+        }
+        let mut cut_off = png(halves(400, 400));
+        cut_off.truncate(60);
+        assert!(matches!(small(&cut_off, crop(32, 32)), Err(Failure::NotAPicture(_) | Failure::Io(_))));
+    }
+
+    #[test]
+    fn pitfall_106_it_moves_only_when_asked() {
+        let gif = moving_gif(200, 100, 5);
+        let ask = |animated| Ask::new(32, 32, Method::Crop, animated);
+        let Made::Smaller { bytes, content_type } = small(&gif, ask(true)).unwrap() else { panic!() };
+        assert_eq!((content_type, frames(&bytes)), ("image/gif", 5));
+        assert_eq!(image::load_from_memory(&bytes).unwrap().width(), 32);
+        assert_eq!(picture(small(&gif, ask(false)).unwrap()).0, "image/jpeg");
+        // Also when it is small enough already.
+        let tiny = moving_gif(20, 20, 3);
+        assert_eq!(small(&tiny, ask(true)).unwrap(), Made::Original { content_type: "image/gif" });
+        assert_eq!(size(small(&tiny, ask(false)).unwrap()), (20, 20));
+        // One frame is no film.
+        assert_eq!(picture(small(&moving_gif(200, 200, 1), ask(true)).unwrap()).0, "image/jpeg");
+        // Too much work: it stands still.
+        let tight = Bounds { max_pixels: 60_000 };
+        assert_eq!(picture(make(Cursor::new(&gif), ask(true), tight).unwrap()).0, "image/jpeg");
+    }
+
+    /// A PNG of any size that ends after its header.
+    fn png_header(width: u32, height: u32) -> Vec<u8> {
+        let mut header = b"IHDR".to_vec();
+        header.extend_from_slice(&width.to_be_bytes());
+        header.extend_from_slice(&height.to_be_bytes());
+        header.extend_from_slice(&[8, 2, 0, 0, 0]);
+        let mut bytes = b"\x89PNG\r\n\x1a\n\0\0\0\x0d".to_vec();
+        bytes.extend_from_slice(&header);
+        bytes.extend_from_slice(&crc32(&header).to_be_bytes());
+        bytes.extend_from_slice(b"\0\0\0\x05IDAT");
+        bytes
+    }
+
+    fn crc32(bytes: &[u8]) -> u32 {
+        !bytes.iter().fold(u32::MAX, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 })
+        })
+    }
+}
