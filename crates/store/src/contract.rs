@@ -74,7 +74,7 @@ macro_rules! engine_contract {
 macro_rules! for_engines {
     ($($promise:ident)+) => {
         engine_contract!(memory, InMemory: $($promise)+);
-        engine_contract!(rocks, OnDisk: $($promise)+);
+        engine_contract!(disk, OnDisk: $($promise)+);
     };
 }
 

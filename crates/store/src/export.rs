@@ -20,9 +20,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     Backing, Error, Pos, Snapshot, ValueReader,
-    engine::{Engine, Group, Row, RowRef, Rows},
+    engine::{Engine, Group, Row, RowRef, Rows, open_engine},
     journal, limits,
-    store::open_engine,
     table::{Hint, RESERVED_TAGS, Table},
 };
 

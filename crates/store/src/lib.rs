@@ -58,16 +58,13 @@ mod tx;
 mod value;
 
 pub use batch::Batch;
-pub use engine::{
-    memory::{Faults, MemoryDisk},
-    rocks::Disk,
-};
+pub use engine::{Backing, Disk, Faults, MemoryDisk};
 pub use error::{Corrupt, Error, Result};
 pub use hub::{Hub, Published, Signal, Topic};
 pub use key::{Desc, Key, KeyBuf, KeyReader, Prefix};
 pub use pos::Pos;
 pub use read::{Read, Scan, Snapshot, View};
-pub use store::{Backing, Committed, Store, Ticket};
+pub use store::{Committed, Store, Ticket};
 pub use table::{Hint, RESERVED_TAGS, Span, Table, TableDef};
 pub use tx::Tx;
 pub use value::{Raw, Value, ValueBuf, ValueReader};

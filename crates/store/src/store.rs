@@ -6,8 +6,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
 
 use crate::{
-    Batch, Disk, Error, Hub, MemoryDisk, Pos, Result, Snapshot, Tx, View,
-    engine::{Engine, rocks::Rocks},
+    Batch, Error, Hub, Pos, Result, Snapshot, Tx, View,
+    engine::{Backing, open_engine},
     sequencer::{Core, Sequenced, spawn_committer},
 };
 
@@ -22,26 +22,6 @@ pub struct Store {
     core: Arc<Core>,
     lane: Arc<AsyncMutex<()>>,
     _closer: Arc<Closer>,
-}
-
-/// Where a store keeps its data.
-pub enum Backing {
-    /// In a directory.
-    Disk(Disk),
-    /// In memory, for tests.
-    Memory(MemoryDisk),
-}
-
-impl From<Disk> for Backing {
-    fn from(disk: Disk) -> Self {
-        Self::Disk(disk)
-    }
-}
-
-impl From<MemoryDisk> for Backing {
-    fn from(disk: MemoryDisk) -> Self {
-        Self::Memory(disk)
-    }
 }
 
 impl fmt::Debug for Store {
@@ -181,13 +161,6 @@ impl Store {
         stats.push(("queued_bytes", self.core.queued_bytes() as u64));
         stats
     }
-}
-
-pub(crate) fn open_engine(backing: Backing) -> Result<Arc<dyn Engine>> {
-    Ok(match backing {
-        Backing::Disk(disk) => Arc::new(Rocks::open(disk)?),
-        Backing::Memory(disk) => Arc::new(disk.engine()),
-    })
 }
 
 /// Ends the committer when the last user of the store is gone.

@@ -139,7 +139,7 @@ fn the_reserve_keeps_the_disk_from_filling_up() {
 fn a_write_that_fails_half_way_is_recovered_from() {
     inside_namespace("a_write_that_fails_half_way_is_recovered_from", |dir| {
         let ballast = dir.join("ballast");
-        // No reserve: RocksDB itself hits the end of the disk.
+        // No reserve: the engine itself hits the end of the disk.
         let disk = Disk::at(dir.join("db")).memory_budget_bytes(8 << 20).reserve_bytes(0);
         let mut writer = Writer::new(disk.clone());
         for _ in 0..20 {

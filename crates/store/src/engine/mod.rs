@@ -1,7 +1,7 @@
 //! What the store needs from an engine. Engines know bytes and column families, never tables or positions.
 
-pub(crate) mod memory;
-pub(crate) mod rocks;
+mod memory;
+mod rocks;
 
 use std::{borrow::Borrow, cmp::Ordering, path::Path, sync::Arc};
 
@@ -9,6 +9,36 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::{Result, table::Hint};
+
+pub use memory::{Faults, MemoryDisk};
+pub use rocks::Disk;
+
+/// Where a store keeps its data.
+pub enum Backing {
+    /// In a directory.
+    Disk(Disk),
+    /// In memory, for tests.
+    Memory(MemoryDisk),
+}
+
+impl From<Disk> for Backing {
+    fn from(disk: Disk) -> Self {
+        Self::Disk(disk)
+    }
+}
+
+impl From<MemoryDisk> for Backing {
+    fn from(disk: MemoryDisk) -> Self {
+        Self::Memory(disk)
+    }
+}
+
+pub(crate) fn open_engine(backing: Backing) -> Result<Arc<dyn Engine>> {
+    Ok(match backing {
+        Backing::Disk(disk) => Arc::new(rocks::Rocks::open(disk)?),
+        Backing::Memory(disk) => Arc::new(disk.engine()),
+    })
+}
 
 /// One row written: shared between the overlay, the queue, the hub and the engine.
 #[derive(Debug, Clone)]
