@@ -26,7 +26,7 @@ export class Server {
         server.folder = mkdtempSync(join(tmpdir(), "skerry-js-sdk-"));
         server.port = await freePort();
         server.url = `http://127.0.0.1:${server.port}`;
-        const template = readFileSync(new URL("../server.toml", import.meta.url), "utf8");
+        const template = readFileSync(new URL("../../server.toml", import.meta.url), "utf8");
         const config = template.replaceAll("{port}", server.port).replaceAll("{data}", join(server.folder, "data"));
         writeFileSync(join(server.folder, "config.toml"), config);
         await server.start();

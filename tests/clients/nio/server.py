@@ -7,7 +7,7 @@ import socket
 import time
 from pathlib import Path
 
-CONFIG = Path(__file__).parent.parent / "server.toml"
+CONFIG = Path(__file__).parents[2] / "server.toml"
 READY_TIMEOUT_S = 60
 
 
