@@ -26,6 +26,12 @@ pub fn routes() -> Routes {
         .join(client::receipts::routes())
         .join(client::typing::routes())
         .join(client::presence::routes())
+        .join(client::directory::routes())
+        .join(client::events::routes())
+        .join(client::members::routes())
+        .join(client::messages::routes())
+        .join(client::relations::routes())
+        .join(client::room_state::routes())
 }
 
 /// What the administration socket answers.

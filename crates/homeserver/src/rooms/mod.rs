@@ -3,12 +3,16 @@
 pub mod aliases;
 pub mod create;
 pub mod membership;
+pub mod pages;
+pub mod public;
 pub mod read;
+pub mod relations;
 pub mod send;
 pub mod shown;
 pub mod sight;
 #[cfg(test)]
 mod tests;
+pub mod visibility;
 pub mod write;
 
 use parking_lot::Mutex;

@@ -324,9 +324,19 @@ impl<'a> RoomTx<'a> {
             return Ok(());
         }
         let redacted = self.redact(&target, at)?;
+        self.delete_relation(&target, target_at);
         self.tx.put_buf(&schema::EVENTS, (self.nr, target_at), redacted);
         self.redacted.push(EventAt { room: self.nr, at: target_at });
         Ok(())
+    }
+
+    /// What is redacted relates to nothing any more.
+    fn delete_relation(&mut self, target: &StoredEvent, at: Pos) {
+        let relates_to = crate::rooms::shown::content_field::<RelatesTo>(target, "m.relates_to");
+        if let Some(parent) = relates_to.and_then(|relates_to| relates_to.event_id).filter(|parent| parent.len() <= 255)
+        {
+            self.tx.delete(&schema::RELATIONS, (self.nr, &parent, at));
+        }
     }
 
     fn redact(&self, target: &StoredEvent, by: Pos) -> Result<ValueBuf> {

@@ -1,0 +1,178 @@
+//! `/messages`: the timeline of a room, page by page.
+
+use std::collections::HashSet;
+
+use ::rooms::timeline::Direction;
+use http::{Method, StatusCode};
+use ruma::api::client::filter::RoomEventFilter;
+use ruma::{DeviceId, RoomId};
+use serde::Deserialize;
+use store::{Pos, Read};
+
+use crate::App;
+use crate::auth::{Access, Requester};
+use crate::error::{Error, Result};
+use crate::http::{RawCtx, Response, Routes, json_response};
+use crate::rooms::pages::{self, Wanted};
+use crate::rooms::read::RoomReader;
+use crate::rooms::relations::Gatherer;
+use crate::rooms::shown::{Shown, Style, string};
+use crate::rooms::visibility::{Ignored, Reach};
+use crate::stored::StoredEvent;
+use crate::sync::filter::Events;
+use crate::sync::token;
+
+const DEFAULT_LIMIT: usize = 10;
+const MAX_LIMIT: usize = 1_000;
+
+pub fn routes() -> Routes {
+    Routes::default()
+        .raw(
+            Method::GET,
+            &["/_matrix/client/r0/rooms/{room_id}/messages", "/_matrix/client/v3/rooms/{room_id}/messages"],
+            messages,
+        )
+        .access(Access::Token)
+        .guests()
+}
+
+#[derive(Deserialize)]
+struct Query {
+    from: Option<String>,
+    to: Option<String>,
+    dir: Dir,
+    limit: Option<usize>,
+    filter: Option<String>,
+}
+
+/// The `dir` of a request.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(super) enum Dir {
+    #[serde(rename = "b")]
+    Backward,
+    #[serde(rename = "f")]
+    Forward,
+}
+
+impl From<Dir> for Direction {
+    fn from(dir: Dir) -> Self {
+        match dir {
+            Dir::Backward => Direction::Backward,
+            Dir::Forward => Direction::Forward,
+        }
+    }
+}
+
+async fn messages(ctx: RawCtx) -> Result<Response> {
+    let query: Query = ctx.query()?;
+    let room_id = RoomId::parse(ctx.arg(0))?;
+    let requester = ctx.requester()?;
+    let filter = Filter::parse(query.filter.as_deref())?;
+    let (from, to) = (position(query.from.as_deref())?, position(query.to.as_deref())?);
+    let read = ctx.app.store.snapshot();
+    let reader = RoomReader::new(&ctx.app.room_cache, &read);
+    let reach = Reach::of(reader, &requester.user_id, &room_id)?;
+    let eyes = reach.eyes(reader, &requester.user_id)?;
+    let ignored = Ignored::by(&read, &requester.user_id)?;
+
+    let takes = |event: &StoredEvent| filter.events.take(event) && !ignored.hides(event);
+    let limit = query.limit.unwrap_or(DEFAULT_LIMIT).min(filter.events.limit.unwrap_or(MAX_LIMIT)).clamp(1, MAX_LIMIT);
+    let wanted = Wanted { direction: query.dir.into(), from, to, limit, takes: &takes };
+    let page = if filter.events.rooms.take(room_id.as_str()) {
+        pages::read(reader, &reach, &eyes, &wanted)?
+    } else {
+        pages::Page { start: from.unwrap_or(Pos::ZERO), events: Vec::new(), end: None }
+    };
+
+    let style = style(&ctx.app, requester, &room_id);
+    let gatherer =
+        Gatherer { reader, room: reach.room, eyes: &eyes, user_id: &requester.user_id, ignored: &ignored, style };
+    let mut out = Vec::with_capacity(1_024 * (page.events.len() + 1));
+    out.extend_from_slice(b"{\"start\":");
+    string(&mut out, &query.from.unwrap_or_else(|| token::position(page.start)));
+    if let Some(end) = page.end {
+        out.extend_from_slice(b",\"end\":");
+        string(&mut out, &token::position(end));
+    }
+    out.extend_from_slice(b",\"chunk\":");
+    array(&mut out, &page.events, |out, (at, event)| gatherer.write(out, *at, event))?;
+    if filter.lazy {
+        out.extend_from_slice(b",\"state\":");
+        let members = senders(reader, &reach, page.events.iter().map(|(_, event)| event))?;
+        array(&mut out, members, |out, (at, member)| {
+            Shown::plain(at, member).write(out, &style);
+            Ok(())
+        })?;
+    }
+    out.push(b'}');
+    Ok(json_response(StatusCode::OK, out))
+}
+
+/// How events look to the one who asks.
+pub(super) fn style<'a>(app: &App, requester: &'a Requester, room_id: &'a RoomId) -> Style<'a> {
+    Style {
+        now_ms: app.clock.now_ms(),
+        device_id: requester.device_id.as_deref().map(DeviceId::as_str),
+        room_id: Some(room_id.as_str()),
+        federation: false,
+    }
+}
+
+/// The place a token stands for, if there is one.
+pub(super) fn position(token: Option<&str>) -> Result<Option<Pos>> {
+    token.filter(|token| !token.is_empty()).map(token::parse_position).transpose()
+}
+
+/// The member events of those who sent these events, as they were at the first of these that each of them sent.
+pub(super) fn senders<'e, R: Read>(
+    reader: RoomReader<'_, R>,
+    reach: &Reach,
+    events: impl IntoIterator<Item = &'e StoredEvent>,
+) -> Result<Vec<(Pos, StoredEvent)>> {
+    let mut seen = HashSet::new();
+    let mut positions: Vec<Pos> = Vec::new();
+    for event in events {
+        if seen.insert(event.sender()) {
+            positions.extend(reader.state_at(event.after, "m.room.member", event.sender())?);
+        }
+    }
+    positions.sort_unstable();
+    reader.events_at(reach.room, &positions)
+}
+
+/// Writes a JSON array.
+pub(super) fn array<T>(
+    out: &mut Vec<u8>,
+    items: impl IntoIterator<Item = T>,
+    mut write: impl FnMut(&mut Vec<u8>, T) -> Result<()>,
+) -> Result<()> {
+    out.push(b'[');
+    for (index, item) in items.into_iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        write(out, item)?;
+    }
+    out.push(b']');
+    Ok(())
+}
+
+/// A room event filter, as it comes in a query.
+pub(super) struct Filter {
+    pub(super) events: Events,
+    /// Only the member events of senders are wanted with them.
+    pub(super) lazy: bool,
+}
+
+impl Filter {
+    pub(super) fn parse(json: Option<&str>) -> Result<Self> {
+        let filter: RoomEventFilter = match json {
+            None | Some("") => RoomEventFilter::default(),
+            Some(json) => {
+                serde_json::from_str(json).map_err(|cause| Error::invalid_param(format!("filter: {cause}")))?
+            }
+        };
+        let lazy = !filter.lazy_load_options.is_disabled();
+        Ok(Filter { events: filter.into(), lazy })
+    }
+}

@@ -1,0 +1,209 @@
+//! The room directory: which rooms are in it, and what it tells of them.
+//!
+//! Rooms with the most members come first, and among equals the order is that of their numbers. A token names the room
+//! that a page ends or begins with, so that pages stay in step while rooms come and go. Not here: aliases.
+
+use std::cmp::Reverse;
+
+use ruma::directory::{Filter, PublicRoomsChunk, PublicRoomsChunkInit};
+use ruma::events::room::history_visibility::HistoryVisibility;
+use ruma::room::RoomType;
+use ruma::{OwnedMxcUri, OwnedRoomAliasId, RoomId, UInt, UserId};
+use store::Read;
+
+use crate::App;
+use crate::error::{Error, Result};
+use crate::rooms::aliases::has_power;
+use crate::rooms::read::RoomReader;
+use crate::schema::{self, RoomNr, room_nr};
+use crate::stored::Head;
+
+/// The most rooms in one answer.
+const MAX_LIMIT: usize = 500;
+
+/// Whether a room is in the directory; `None` if it is not known.
+pub fn is_listed(read: &impl Read, room_id: &RoomId) -> Result<Option<bool>> {
+    let room = room_nr(room_id);
+    let head = read.get(&schema::HEADS, room)?.filter(|head| head.room_id == room_id.as_str());
+    head.map(|_| Ok(read.contains(&schema::PUBLIC_ROOMS, room)?)).transpose()
+}
+
+/// Puts a room into the directory, or takes it out.
+pub async fn set_listed(app: &App, user_id: &UserId, admin: bool, room_id: &RoomId, listed: bool) -> Result<()> {
+    let room = room_nr(room_id);
+    app.store
+        .transact(|tx| {
+            if is_listed(tx, room_id)?.is_none() {
+                return Err(Error::not_found("The room is not known"));
+            }
+            if !admin && !has_power(app, tx, room_id, user_id)? {
+                return Err(Error::forbidden("You do not have the power to publish this room"));
+            }
+            if listed {
+                tx.put(&schema::PUBLIC_ROOMS, room, &());
+            } else {
+                tx.delete(&schema::PUBLIC_ROOMS, room);
+            }
+            Ok(())
+        })
+        .await?;
+    Ok(())
+}
+
+/// A page of the directory.
+#[derive(Debug, Default)]
+pub struct Listing {
+    pub chunk: Vec<PublicRoomsChunk>,
+    pub next_batch: Option<String>,
+    pub prev_batch: Option<String>,
+    /// How many rooms there are in all pages.
+    pub total: usize,
+}
+
+/// Where a room stands in the directory.
+type Place = (Reverse<u32>, RoomNr);
+
+/// Reads a page of the directory.
+pub fn list<R: Read>(
+    reader: RoomReader<'_, R>,
+    limit: Option<UInt>,
+    since: Option<&str>,
+    filter: &Filter,
+) -> Result<Listing> {
+    let limit = limit.map_or(MAX_LIMIT, |limit| u64::from(limit) as usize).clamp(1, MAX_LIMIT);
+    let mut rooms = Vec::new();
+    for room in listed(reader)? {
+        if filter.is_empty() || room.matches(reader, filter)? {
+            rooms.push(room);
+        }
+    }
+    let total = rooms.len();
+    let (from, to) = bounds(&rooms, since.map(parse_since).transpose()?, limit);
+    let mut listing = Listing { total, ..Listing::default() };
+    let page = rooms.get(from..to).unwrap_or_default();
+    listing.next_batch = page.last().filter(|_| to < total).map(|room| write_since(Way::Next, room.place));
+    listing.prev_batch = page.first().filter(|_| from > 0).map(|room| write_since(Way::Previous, room.place));
+    listing.chunk = page.iter().map(|room| summary(reader, room.place.1, &room.head)).collect::<Result<_>>()?;
+    Ok(listing)
+}
+
+struct Listed {
+    place: Place,
+    head: Head,
+}
+
+/// All rooms of the directory that anybody is in, in its order.
+fn listed<R: Read>(reader: RoomReader<'_, R>) -> Result<Vec<Listed>> {
+    let span = schema::PUBLIC_ROOMS.all();
+    let rooms: Vec<RoomNr> = reader.read.scan(&schema::PUBLIC_ROOMS, span).keys().collect::<Result<_, _>>()?;
+    let heads = reader.read.multi_get(&schema::HEADS, rooms.iter().copied())?;
+    let place = |room, head: &Head| (Reverse(head.joined_members), room);
+    let mut listed: Vec<Listed> = rooms
+        .into_iter()
+        .zip(heads)
+        .filter_map(|(room, head)| head.map(|head| Listed { place: place(room, &head), head }))
+        .filter(|room| room.head.joined_members > 0)
+        .collect();
+    listed.sort_unstable_by_key(|room| room.place);
+    Ok(listed)
+}
+
+impl Listed {
+    fn matches<R: Read>(&self, reader: RoomReader<'_, R>, filter: &Filter) -> Result<bool> {
+        let summary = summary(reader, self.place.1, &self.head)?;
+        let kind = summary.room_type.as_ref().map(RoomType::as_str);
+        if !filter.room_types.is_empty() && !filter.room_types.iter().any(|wanted| wanted.as_str() == kind) {
+            return Ok(false);
+        }
+        let Some(term) = filter.generic_search_term.as_deref().map(str::trim).filter(|term| !term.is_empty()) else {
+            return Ok(true);
+        };
+        let term = term.to_lowercase();
+        let alias = summary.canonical_alias.as_ref().map(|alias| alias.as_str());
+        let texts = [summary.name.as_deref(), summary.topic.as_deref(), alias];
+        Ok(texts.into_iter().flatten().any(|text| text.to_lowercase().contains(&term)))
+    }
+}
+
+/// What anybody is told of a room in the directory.
+pub fn summary<R: Read>(reader: RoomReader<'_, R>, room: RoomNr, head: &Head) -> Result<PublicRoomsChunk> {
+    let pdu = |kind: &str| match reader.state_at(head.state, kind, "")? {
+        Some(at) => reader.pdu(room, head, at),
+        None => Ok(None),
+    };
+    let visibility = ::rooms::visibility::of(pdu("m.room.history_visibility")?.as_deref());
+    let guests = text(pdu("m.room.guest_access")?.as_deref(), "guest_access");
+    let mut summary = PublicRoomsChunk::from(PublicRoomsChunkInit {
+        num_joined_members: head.joined_members.into(),
+        room_id: RoomId::parse(&head.room_id).map_err(Error::internal)?,
+        world_readable: visibility == HistoryVisibility::WorldReadable,
+        guest_can_join: guests.as_deref() == Some("can_join"),
+    });
+    summary.name = text(pdu("m.room.name")?.as_deref(), "name");
+    summary.topic = text(pdu("m.room.topic")?.as_deref(), "topic");
+    let alias = text(pdu("m.room.canonical_alias")?.as_deref(), "alias");
+    summary.canonical_alias = alias.and_then(|alias| OwnedRoomAliasId::try_from(alias).ok());
+    summary.avatar_url = text(pdu("m.room.avatar")?.as_deref(), "url").map(OwnedMxcUri::from);
+    summary.join_rule = ::rooms::membership::join_rule(pdu("m.room.join_rules")?.as_deref());
+    summary.room_type = text(pdu("m.room.create")?.as_deref(), "type").map(RoomType::from);
+    Ok(summary)
+}
+
+fn text(pdu: Option<&::rooms::Pdu>, field: &str) -> Option<String> {
+    pdu?.content_field::<String>(field).filter(|text| !text.is_empty())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Next,
+    Previous,
+}
+
+/// The rooms of a page, as places in the list.
+fn bounds(rooms: &[Listed], since: Option<(Way, Place)>, limit: usize) -> (usize, usize) {
+    let (from, to) = match since {
+        None => (0, limit),
+        Some((Way::Next, place)) => {
+            let from = rooms.partition_point(|room| room.place <= place);
+            (from, from + limit)
+        }
+        Some((Way::Previous, place)) => {
+            let to = rooms.partition_point(|room| room.place < place);
+            (to.saturating_sub(limit), to)
+        }
+    };
+    (from.min(rooms.len()), to.min(rooms.len()))
+}
+
+fn write_since(way: Way, (Reverse(members), room): Place) -> String {
+    let way = if way == Way::Next { 'n' } else { 'p' };
+    format!("{way}{members}_{room}")
+}
+
+fn parse_since(since: &str) -> Result<(Way, Place)> {
+    let parse = || {
+        let (way, rest) = match since.strip_prefix('n') {
+            Some(rest) => (Way::Next, rest),
+            None => (Way::Previous, since.strip_prefix('p')?),
+        };
+        let (members, room) = rest.split_once('_')?;
+        Some((way, (Reverse(members.parse().ok()?), room.parse().ok()?)))
+    };
+    parse().ok_or_else(|| Error::invalid_param("This is no token of this directory"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_come_back() {
+        for way in [Way::Next, Way::Previous] {
+            let place = (Reverse(7), u64::MAX);
+            assert_eq!(parse_since(&write_since(way, place)).unwrap(), (way, place));
+        }
+        for wrong in ["", "n", "x1_2", "n1", "n_2", "n1_", "n-1_2"] {
+            assert!(parse_since(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! What relates to an event: bundled aggregations (edits, threads, references), and the events themselves.
+//!
+//! Annotations are not bundled: clients count them. Not here: that a relation is written and, when its event is
+//! redacted, taken back (`write`).
+
+use std::collections::HashSet;
+
+use ::rooms::timeline::Direction;
+use ruma::UserId;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+use store::{Pos, Read};
+
+use crate::error::{Error, Result};
+use crate::rooms::pages::after;
+use crate::rooms::read::RoomReader;
+use crate::rooms::shown::{Shown, Style, content_field, number, string};
+use crate::rooms::visibility::{Eyes, Ignored, Reach};
+use crate::schema::{self, Relation, RoomNr};
+use crate::stored::StoredEvent;
+
+/// How many steps from the parent `recurse` goes.
+pub const MAX_DEPTH: u32 = 3;
+/// The most events that `recurse` looks at.
+const MAX_RELATED: usize = 5_000;
+/// The most references that are bundled with an event.
+const MAX_REFERENCES: usize = 100;
+
+/// Gathers what an event of a timeline shows to one user: what it did, what became of it, what relates to it.
+pub struct Gatherer<'a, R> {
+    pub reader: RoomReader<'a, R>,
+    pub room: RoomNr,
+    pub eyes: &'a Eyes<'a, R>,
+    pub user_id: &'a UserId,
+    pub ignored: &'a Ignored,
+    pub style: Style<'a>,
+}
+
+impl<R: Read> Gatherer<'_, R> {
+    /// Writes an event with all that belongs to it.
+    pub fn write(&self, out: &mut Vec<u8>, at: Pos, event: &StoredEvent) -> Result<()> {
+        let mut shown = self.show(at, event)?;
+        shown.relations = self.bundle(event, true)?;
+        shown.write(out, &self.style);
+        Ok(())
+    }
+
+    /// An event without what relates to it.
+    fn show(&self, at: Pos, event: &StoredEvent) -> Result<Shown> {
+        Ok(Shown {
+            membership: Some(self.eyes.membership_at(at, event)?),
+            replaced: self.seen(event.replaces())?,
+            redaction: self.seen(event.redacted_by())?,
+            ..Shown::plain(at, event.clone())
+        })
+    }
+
+    fn seen(&self, at: Option<Pos>) -> Result<Option<StoredEvent>> {
+        let Some(at) = at else { return Ok(None) };
+        let Some(event) = self.reader.event(self.room, at)? else { return Ok(None) };
+        Ok(if self.eyes.see(at, &event)? { Some(event) } else { None })
+    }
+
+    /// `m.relations`, if there are any.
+    fn bundle(&self, event: &StoredEvent, with_thread: bool) -> Result<Option<Box<RawValue>>> {
+        if event.state_key().is_some() {
+            return Ok(None);
+        }
+        let mut children = Children::default();
+        let span = schema::RELATIONS.prefix((self.room, event.event_id()));
+        for row in self.reader.read.scan(&schema::RELATIONS, span) {
+            let ((_, _, at), relation) = row?;
+            children.add(at, &relation, event, self);
+        }
+        let mut members = Vec::new();
+        self.replacement(&mut members, event, &children.edits)?;
+        if with_thread {
+            self.thread(&mut members, event, &children)?;
+        }
+        self.references(&mut members, &children.references)?;
+        if members.is_empty() {
+            return Ok(None);
+        }
+        members.push(b'}');
+        let json = String::from_utf8(members).map_err(Error::internal)?;
+        RawValue::from_string(json).map(Some).map_err(Error::internal)
+    }
+
+    /// `m.replace`: the newest valid edit.
+    fn replacement(&self, members: &mut Vec<u8>, event: &StoredEvent, edits: &[Pos]) -> Result<()> {
+        if edits.is_empty() || event.redacted_by().is_some() || is_edit(event) {
+            return Ok(());
+        }
+        let age = |edit: &StoredEvent| (edit.origin_server_ts, edit.event_id().to_owned());
+        let mut newest: Option<(Pos, StoredEvent)> = None;
+        for (at, edit) in self.reader.events_at(self.room, edits)? {
+            if newest.as_ref().is_none_or(|(_, newest)| age(newest) < age(&edit))
+                && edit.redacted_by().is_none()
+                && has_new_content(&edit)
+                && self.eyes.see(at, &edit)?
+            {
+                newest = Some((at, edit));
+            }
+        }
+        if let Some((at, edit)) = newest {
+            begin(members, "m.replace");
+            self.show(at, &edit)?.write(members, &self.style);
+        }
+        Ok(())
+    }
+
+    /// `m.thread`: its newest event, how many there are, and whether the reader is one of those who take part.
+    fn thread(&self, members: &mut Vec<u8>, event: &StoredEvent, children: &Children) -> Result<()> {
+        for at in children.thread.iter().rev() {
+            let Some(latest) = self.seen(Some(*at))?.filter(|latest| latest.redacted_by().is_none()) else { continue };
+            begin(members, "m.thread");
+            members.extend_from_slice(b"{\"latest_event\":");
+            let mut shown = self.show(*at, &latest)?;
+            shown.relations = self.bundle(&latest, false)?;
+            shown.write(members, &self.style);
+            members.extend_from_slice(b",\"count\":");
+            number(members, children.thread.len() as u64);
+            let participated = children.participated || event.sender() == self.user_id.as_str();
+            members.extend_from_slice(format!(",\"current_user_participated\":{participated}}}").as_bytes());
+            break;
+        }
+        Ok(())
+    }
+
+    /// `m.reference`: the IDs of the newest events that refer to this one.
+    fn references(&self, members: &mut Vec<u8>, references: &[Pos]) -> Result<()> {
+        let newest = references.get(references.len().saturating_sub(MAX_REFERENCES)..).unwrap_or_default();
+        let mut open = false;
+        for (at, reference) in self.reader.events_at(self.room, newest)? {
+            if reference.redacted_by().is_some() || !self.eyes.see(at, &reference)? {
+                continue;
+            }
+            if open {
+                members.push(b',');
+            } else {
+                begin(members, "m.reference");
+                members.extend_from_slice(b"{\"chunk\":[");
+                open = true;
+            }
+            members.extend_from_slice(b"{\"event_id\":");
+            string(members, reference.event_id());
+            members.push(b'}');
+        }
+        if open {
+            members.extend_from_slice(b"]}");
+        }
+        Ok(())
+    }
+}
+
+/// The children of one event that can be bundled, oldest first.
+#[derive(Default)]
+struct Children {
+    edits: Vec<Pos>,
+    thread: Vec<Pos>,
+    references: Vec<Pos>,
+    participated: bool,
+}
+
+impl Children {
+    fn add<R: Read>(&mut self, at: Pos, relation: &Relation, parent: &StoredEvent, gatherer: &Gatherer<'_, R>) {
+        if !gatherer.eyes.reach(at) || gatherer.ignored.hides_sender(&relation.sender) {
+            return;
+        }
+        match relation.rel_type.as_str() {
+            "m.replace" if relation.sender == parent.sender() && relation.kind == parent.kind() => self.edits.push(at),
+            "m.thread" => {
+                self.thread.push(at);
+                self.participated |= relation.sender == gatherer.user_id.as_str();
+            }
+            "m.reference" => self.references.push(at),
+            _ => {}
+        }
+    }
+}
+
+fn begin(members: &mut Vec<u8>, name: &str) {
+    members.push(if members.is_empty() { b'{' } else { b',' });
+    string(members, name);
+    members.push(b':');
+}
+
+/// An edit cannot be edited.
+fn is_edit(event: &StoredEvent) -> bool {
+    #[derive(Deserialize)]
+    struct RelatesTo {
+        rel_type: String,
+    }
+    content_field::<RelatesTo>(event, "m.relates_to").is_some_and(|relates_to| relates_to.rel_type == "m.replace")
+}
+
+/// An encrypted edit hides its new content.
+fn has_new_content(edit: &StoredEvent) -> bool {
+    edit.kind() == "m.room.encrypted" || content_field::<IgnoredAny>(edit, "m.new_content").is_some()
+}
+
+/// What of the events that relate to a parent is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    pub rel_type: Option<&'a str>,
+    pub kind: Option<&'a str>,
+    /// Also what relates to what relates to the parent, and so on.
+    pub recurse: bool,
+    pub direction: Direction,
+    pub from: Option<Pos>,
+    pub to: Option<Pos>,
+    pub limit: usize,
+    pub ignored: &'a Ignored,
+}
+
+impl Wanted<'_> {
+    fn takes(&self, relation: &Relation) -> bool {
+        self.rel_type.is_none_or(|wanted| wanted == relation.rel_type)
+            && self.kind.is_none_or(|wanted| wanted == relation.kind)
+            && !self.ignored.hides_sender(&relation.sender)
+    }
+
+    /// Whether a position lies between `from` and `to`.
+    fn spans(&self, at: Pos) -> bool {
+        let (newest, oldest) = match self.direction {
+            Direction::Backward => (self.from, self.to),
+            Direction::Forward => (self.to, self.from),
+        };
+        newest.is_none_or(|newest| at <= newest) && oldest.is_none_or(|oldest| at > oldest)
+    }
+}
+
+/// The events that relate to one, page by page: the page, and where the next one starts.
+pub fn read<R: Read>(
+    reader: RoomReader<'_, R>,
+    reach: &Reach,
+    eyes: &Eyes<'_, R>,
+    parent: &StoredEvent,
+    wanted: &Wanted<'_>,
+) -> Result<(Vec<(Pos, StoredEvent)>, Option<Pos>)> {
+    let mut positions = related(reader, reach.room, parent.event_id(), wanted)?;
+    positions.retain(|at| wanted.spans(*at));
+    positions.sort_unstable();
+    if wanted.direction == Direction::Backward {
+        positions.reverse();
+    }
+    let mut page = Vec::new();
+    for at in positions {
+        let Some(event) = reader.event(reach.room, at)? else { continue };
+        if event.redacted_by().is_some() || !eyes.see(at, &event)? {
+            continue;
+        }
+        if page.len() >= wanted.limit {
+            let end = page.last().map(|(last, _)| after(wanted.direction, *last));
+            return Ok((page, end));
+        }
+        page.push((at, event));
+    }
+    Ok((page, None))
+}
+
+/// Where the events lie that relate to one, each once, without those that are not wanted.
+fn related<R: Read>(reader: RoomReader<'_, R>, room: RoomNr, parent: &str, wanted: &Wanted<'_>) -> Result<Vec<Pos>> {
+    let mut found = Vec::new();
+    let mut seen = HashSet::new();
+    let mut level = vec![parent.to_owned()];
+    for _ in 0..MAX_DEPTH {
+        let mut children: Vec<Pos> = Vec::new();
+        for parent in &level {
+            for row in reader.read.scan(&schema::RELATIONS, schema::RELATIONS.prefix((room, parent.as_str()))) {
+                let ((_, _, at), relation) = row?;
+                if seen.len() >= MAX_RELATED && wanted.recurse || !seen.insert(at) {
+                    continue;
+                }
+                children.push(at);
+                if wanted.takes(&relation) {
+                    found.push(at);
+                }
+            }
+        }
+        if !wanted.recurse || children.is_empty() {
+            break;
+        }
+        children.sort_unstable();
+        level = reader.events_at(room, &children)?.into_iter().map(|(_, event)| event.event_id().to_owned()).collect();
+    }
+    Ok(found)
+}
