@@ -117,10 +117,11 @@ impl Store {
         if tx.recorder.expired.get() {
             return Attempt::Again;
         }
-        let (epoch, version) = (tx.view.epoch, tx.view.version);
-        let saw = if tx.recorder.saw_pending.get() { Some((epoch, version)) } else { None };
+        let saw = tx.recorder.saw_pending.get().then_some((tx.view.epoch, tx.view.version));
         match decided {
             Ok(value) if tx.batch.is_empty() => {
+                // What saw nothing pending is true of the durable state, and only that version may be handed out now.
+                let version = saw.map_or(tx.view.stable.version, |(_, version)| version);
                 Attempt::Done(Outcome::Seen { decided: Ok(Committed { value, base: version, version }), saw })
             }
             Err(error) => Attempt::Done(Outcome::Seen { decided: Err(error), saw }),

@@ -309,6 +309,7 @@ mod tests {
             };
             let blind = store.transact(|tx| tx.get(&COUNTERS, 2)).await.unwrap();
             assert_eq!(blind.value, None, "one that saw none of it does not wait");
+            assert_eq!(blind.version, Pos::ZERO, "nor does it know of versions that may be lost");
             tokio::time::sleep(Duration::from_millis(20)).await;
             assert!(!reading.is_finished());
             place.0.release();
