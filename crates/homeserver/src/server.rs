@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Listener};
 use crate::http::Router;
 use crate::http::listener::{Certificate, Connections, Door};
+use crate::jobs;
 use crate::notify::Notify;
 use crate::rng::Rng;
 use crate::signing;
@@ -82,6 +83,7 @@ impl Server {
             let door = Door { router, trusted_proxies: Arc::new([]), certificate: None };
             tokio::spawn(connections.clone().serve_tcp(listener, door));
         }
+        app.tasks.spawn(jobs::run(app.clone()));
         let admin = bind_unix(&bound.admin)?;
         tokio::spawn(connections.clone().serve_unix(admin, built(&app, api::admin())?));
         Ok(Self { app, connections, certificates, bound })

@@ -97,3 +97,75 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
     let digits = digits.filter(|digits| digits.len() % 2 == 0)?;
     Some(digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::config::RegistrationMode;
+    use crate::testing::{PASSWORD, Server, config};
+
+    fn server() -> Server {
+        let mut config = config();
+        config.registration.mode = RegistrationMode::Closed;
+        config.registration.shared_secret = Some("hush".to_owned());
+        Server::new(config)
+    }
+
+    async fn nonce(server: &Server) -> String {
+        server.client.get(PATH[0]).await.json()["nonce"].as_str().unwrap().to_owned()
+    }
+
+    fn signed(nonce: &str, name: &str, admin: bool) -> Value {
+        let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, b"hush");
+        let text = format!("{nonce}\0{name}\0{PASSWORD}\0{}", if admin { "admin" } else { "notadmin" });
+        let mac: String = hmac::sign(&key, text.as_bytes()).as_ref().iter().map(|b| format!("{b:02x}")).collect();
+        json!({ "nonce": nonce, "username": name, "password": PASSWORD, "admin": admin, "mac": mac })
+    }
+
+    #[tokio::test]
+    async fn who_knows_the_secret_opens_an_account_on_a_closed_server() {
+        let server = server();
+        let body = signed(&nonce(&server).await, "alice", true);
+        let answer = server.client.post(PATH[0], body.clone()).await.json();
+        assert_eq!(answer["user_id"], "@alice:hs.test");
+        let alice = server.client.with_token(answer["access_token"].as_str().unwrap());
+        let me = alice.get("/_matrix/client/v3/account/whoami").await.json();
+        assert_eq!(me["device_id"], answer["device_id"]);
+        assert_eq!(server.client.post(PATH[0], body).await.status, 400, "a nonce is good once");
+    }
+
+    #[tokio::test]
+    async fn nobody_else_does() {
+        let server = server();
+        let refuse = async |body: Value| server.client.post(PATH[0], body).await.status.as_u16();
+        let mut promoted = signed(&nonce(&server).await, "alice", false);
+        promoted["admin"] = json!(true);
+        assert_eq!(refuse(promoted).await, 403);
+        let mut garbled = signed(&nonce(&server).await, "alice", false);
+        garbled["mac"] = json!("ä");
+        assert_eq!(refuse(garbled).await, 403);
+        assert_eq!(refuse(signed("made up", "alice", false)).await, 400);
+        let late = signed(&nonce(&server).await, "alice", false);
+        server.app.clock.advance(Duration::from_secs(60));
+        assert_eq!(refuse(late).await, 400);
+    }
+
+    #[tokio::test]
+    async fn without_a_secret_there_is_no_such_endpoint() {
+        let server = Server::default();
+        assert_eq!(server.client.get(PATH[0]).await.errcode(), "M_UNRECOGNIZED");
+        let body = signed("x", "alice", false);
+        assert_eq!(server.client.post(PATH[0], body).await.errcode(), "M_UNRECOGNIZED");
+    }
+
+    #[test]
+    fn hexadecimal_digits_are_bytes() {
+        assert_eq!(from_hex("00fFa0"), Some(vec![0, 255, 160]));
+        assert_eq!(from_hex("0"), None);
+        assert_eq!(from_hex("0g"), None);
+    }
+}

@@ -44,3 +44,96 @@ async fn close(ctx: Ctx<deactivate::v3::Request>) -> Result<deactivate::v3::Resp
 async fn addresses(_: Ctx<get_3pids::v3::Request>) -> Result<get_3pids::v3::Response> {
     Ok(get_3pids::v3::Response::new(Vec::new()))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::testing::{PASSWORD, Server, User};
+
+    const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
+    const NEW: &str = "battery staple";
+
+    async fn change(user: &User, more: Value) -> u16 {
+        let mut body = json!({ "new_password": NEW, "auth": user.auth() });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        user.client.post("/_matrix/client/v3/account/password", body).await.status.as_u16()
+    }
+
+    #[tokio::test]
+    async fn pitfall_012_a_new_password_logs_out_the_others() {
+        let server = Server::default();
+        let (here, there) = (server.user("alice").await, server.log_in("alice").await);
+        assert_eq!(change(&here, json!({})).await, 200);
+        assert_eq!(here.client.get(WHOAMI).await.status, 200);
+        assert_eq!(there.client.get(WHOAMI).await.status, 401);
+        assert_eq!(server.try_log_in("alice", PASSWORD, json!({})).await.status, 403);
+        assert_eq!(server.try_log_in("alice", NEW, json!({})).await.status, 200);
+    }
+
+    #[tokio::test]
+    async fn a_new_password_can_leave_the_others_alone() {
+        let server = Server::default();
+        let (here, there) = (server.user("alice").await, server.log_in("alice").await);
+        assert_eq!(change(&here, json!({ "logout_devices": false })).await, 200);
+        assert_eq!(there.client.get(WHOAMI).await.status, 200);
+    }
+
+    #[tokio::test]
+    async fn without_the_old_password_there_is_no_new_one() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        assert_eq!(change(&alice, json!({ "auth": null })).await, 401);
+        let mut auth = alice.auth();
+        auth["password"] = json!("wrong horse");
+        let body = json!({ "new_password": NEW, "auth": auth });
+        let answer = alice.client.post("/_matrix/client/v3/account/password", body).await;
+        assert_eq!((answer.status.as_u16(), answer.errcode().as_str()), (401, "M_FORBIDDEN"));
+        assert_eq!(answer.json()["flows"], json!([{ "stages": ["m.login.password"] }]));
+        let body = json!({ "new_password": NEW });
+        assert_eq!(server.client.post("/_matrix/client/v3/account/password", body).await.errcode(), "M_MISSING_TOKEN");
+        assert_eq!(server.try_log_in("alice", PASSWORD, json!({})).await.status, 200);
+    }
+
+    #[tokio::test]
+    async fn pitfall_016_a_closed_account_stays_closed_and_its_name_taken() {
+        let server = Server::default();
+        let (alice, other) = (server.user("alice").await, server.log_in("alice").await);
+        let path = format!("/_matrix/client/v3/profile/{}", alice.user_id);
+        let name = json!({ "displayname": "Alice" });
+        assert_eq!(alice.client.put(&format!("{path}/displayname"), name).await.status, 200);
+        let close = "/_matrix/client/v3/account/deactivate";
+        assert_eq!(alice.client.post(close, json!({})).await.status, 401);
+        let mut auth = alice.auth();
+        auth["session"] = alice.client.post(close, json!({})).await.json()["session"].clone();
+        let more = alice.client.post(close, json!({ "auth": auth, "erase": true })).await;
+        assert_eq!(more.errcode(), "M_FORBIDDEN", "to erase was not asked for with this session");
+        auth["session"] = alice.client.post(close, json!({ "erase": true })).await.json()["session"].clone();
+        let answer = alice.client.post(close, json!({ "auth": auth, "erase": true })).await;
+        assert_eq!(answer.json(), json!({ "id_server_unbind_result": "no-support" }));
+        for user in [&alice, &other] {
+            assert_eq!(user.client.get(WHOAMI).await.errcode(), "M_UNKNOWN_TOKEN");
+        }
+        assert_eq!(server.try_log_in("alice", PASSWORD, json!({})).await.errcode(), "M_FORBIDDEN");
+        assert_eq!(server.client.get(&path).await.json(), json!({}));
+        let body = json!({ "username": "alice", "password": PASSWORD });
+        assert_eq!(server.client.post("/_matrix/client/v3/register", body).await.errcode(), "M_USER_IN_USE");
+    }
+
+    #[tokio::test]
+    async fn administrators_open_and_close_accounts() {
+        use crate::users::admin;
+        let server = Server::default();
+        let app = &server.app;
+        assert_eq!(admin::create(app, "alice", PASSWORD, true).await.unwrap(), "@alice:hs.test");
+        assert!(admin::create(app, "alice", PASSWORD, false).await.is_err());
+        let alice = server.log_in("alice").await;
+        admin::reset_password(app, "@alice:hs.test", NEW, true).await.unwrap();
+        assert_eq!(alice.client.get(WHOAMI).await.status, 401);
+        assert_eq!(server.try_log_in("alice", NEW, json!({})).await.status, 200);
+        admin::deactivate(app, "alice", false).await.unwrap();
+        assert_eq!(server.try_log_in("alice", NEW, json!({})).await.status, 403);
+        assert!(admin::reset_password(app, "alice", NEW, true).await.is_err());
+        assert!(admin::deactivate(app, "nobody", false).await.is_err());
+    }
+}

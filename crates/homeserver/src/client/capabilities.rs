@@ -41,3 +41,23 @@ async fn capabilities(ctx: RawCtx) -> Result<Response> {
     } });
     Ok(json_response(StatusCode::OK, body.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::testing::Server;
+
+    #[tokio::test]
+    async fn pitfall_110_the_default_room_version_is_one_of_the_stable_ones() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        let all = alice.client.get("/_matrix/client/v3/capabilities").await.json()["capabilities"].clone();
+        let versions = &all["m.room_versions"];
+        assert_eq!(versions["available"][versions["default"].as_str().unwrap()], "stable");
+        assert_eq!(versions["available"].as_object().unwrap().len(), 7);
+        assert_eq!(all["m.change_password"], json!({ "enabled": true }));
+        assert_eq!(all["m.3pid_changes"], json!({ "enabled": false }));
+        assert_eq!(server.client.get("/_matrix/client/v3/capabilities").await.errcode(), "M_MISSING_TOKEN");
+    }
+}

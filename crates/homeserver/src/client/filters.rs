@@ -33,3 +33,32 @@ async fn get(ctx: RawCtx) -> Result<Response> {
     let filter = filter.ok_or_else(|| Error::not_found("There is no such filter"))?;
     Ok(json_response(StatusCode::OK, filter))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::testing::Server;
+
+    #[tokio::test]
+    async fn a_filter_is_kept_once_as_it_was_sent() {
+        let server = Server::default();
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        let path = "/_matrix/client/v3/user/@alice:hs.test/filter";
+        let filter = json!({ "room": { "timeline": { "limit": 10 } }, "org.example.more": true });
+        let id = alice.client.post(path, filter.clone()).await.json()["filter_id"].as_str().unwrap().to_owned();
+        assert!(!id.starts_with('{'));
+        assert_eq!(alice.client.post(path, filter.clone()).await.json()["filter_id"], id);
+        assert_eq!(alice.client.get(&format!("{path}/{id}")).await.json(), filter);
+        assert_ne!(alice.client.post(path, json!({})).await.json()["filter_id"], id);
+        for missing in ["1", "x", "-1"] {
+            assert_eq!(alice.client.get(&format!("{path}/{missing}")).await.errcode(), "M_NOT_FOUND");
+        }
+        assert_eq!(bob.client.get(&format!("{path}/{id}")).await.errcode(), "M_FORBIDDEN");
+        assert_eq!(bob.client.post(path, filter).await.errcode(), "M_FORBIDDEN");
+        let wrong = alice.client.post(path, json!({ "room": { "timeline": { "limit": "ten" } } })).await;
+        assert_eq!((wrong.status.as_u16(), wrong.errcode().as_str()), (400, "M_BAD_JSON"));
+        let large = json!({ "org.example.more": "x".repeat(70_000) });
+        assert_eq!(alice.client.post(path, large).await.status, 413);
+    }
+}

@@ -80,3 +80,78 @@ fn known<'a>(app: &App, user_id: &'a str) -> Result<&'a UserId> {
     let user_id = <&UserId>::try_from(user_id)?;
     if accounts::find(app, user_id)?.is_some() { Ok(user_id) } else { Err(Error::not_found("There is no such user")) }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::testing::{Server, User};
+
+    const PROFILE: &str = "/_matrix/client/v3/profile/@alice:hs.test";
+
+    async fn put(user: &User, name: &str, value: Value) -> (u16, String) {
+        let answer = user.client.put(&format!("{PROFILE}/{name}"), json!({ name: value })).await;
+        (answer.status.as_u16(), answer.errcode())
+    }
+
+    fn ok() -> (u16, String) {
+        (200, String::new())
+    }
+
+    #[tokio::test]
+    async fn everybody_reads_a_profile_and_its_owner_changes_it() {
+        let server = Server::default();
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        assert_eq!(server.client.get(PROFILE).await.json(), json!({}));
+        assert_eq!(server.client.get(&format!("{PROFILE}/displayname")).await.errcode(), "M_NOT_FOUND");
+        assert_eq!(put(&alice, "displayname", json!("Alice")).await, ok());
+        assert_eq!(put(&alice, "avatar_url", json!("mxc://hs.test/abc")).await, ok());
+        assert_eq!(put(&alice, "m.tz", json!("Europe/Berlin")).await, ok());
+        assert_eq!(put(&alice, "com.example.pets", json!(["cat", { "name": null }])).await, ok());
+        let whole = json!({
+            "displayname": "Alice",
+            "avatar_url": "mxc://hs.test/abc",
+            "m.tz": "Europe/Berlin",
+            "com.example.pets": ["cat", { "name": null }],
+        });
+        assert_eq!(server.client.get(PROFILE).await.json(), whole);
+        let one = server.client.get(&format!("{PROFILE}/com.example.pets")).await.json();
+        assert_eq!(one, json!({ "com.example.pets": ["cat", { "name": null }] }));
+        assert_eq!(put(&bob, "displayname", json!("Mallory")).await, (403, "M_FORBIDDEN".to_owned()));
+        assert_eq!(alice.client.delete(&format!("{PROFILE}/m.tz")).await.status, 200);
+        assert_eq!(alice.client.delete(&format!("{PROFILE}/m.tz")).await.status, 200);
+        assert_eq!(server.client.get(&format!("{PROFILE}/m.tz")).await.status, 404);
+        let nobody = server.client.get("/_matrix/client/v3/profile/@nobody:hs.test").await;
+        assert_eq!(nobody.errcode(), "M_NOT_FOUND");
+    }
+
+    #[tokio::test]
+    async fn pitfall_068_names_and_sizes_have_limits() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        let refused = |code: &str| (400, code.to_owned());
+        assert_eq!(put(&alice, &format!("a.{}", "x".repeat(254)), json!(1)).await, refused("M_KEY_TOO_LARGE"));
+        assert_eq!(put(&alice, "Upper", json!(1)).await, refused("M_INVALID_PARAM"));
+        assert_eq!(put(&alice, "displayname", json!(1)).await, refused("M_BAD_JSON"));
+        assert_eq!(put(&alice, "displayname", json!("x".repeat(257))).await, refused("M_INVALID_PARAM"));
+        assert_eq!(put(&alice, "avatar_url", json!("https://hs.test/a")).await, refused("M_INVALID_PARAM"));
+        let missing = alice.client.put(&format!("{PROFILE}/displayname"), json!({ "other": 1 })).await;
+        assert_eq!(missing.errcode(), "M_MISSING_PARAM");
+        let half = json!("x".repeat(33_000));
+        assert_eq!(put(&alice, "a.one", half.clone()).await, ok());
+        assert_eq!(put(&alice, "a.two", half.clone()).await, refused("M_PROFILE_TOO_LARGE"));
+        assert_eq!(put(&alice, "a.one", json!(1)).await, ok());
+        assert_eq!(put(&alice, "a.two", half).await, ok());
+    }
+
+    #[tokio::test]
+    async fn pitfall_068_clients_of_old_take_a_name_away_by_null_or_nothing() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        for nothing in [Value::Null, json!("")] {
+            assert_eq!(put(&alice, "displayname", json!("Alice")).await, ok());
+            assert_eq!(put(&alice, "displayname", nothing).await, ok());
+            assert_eq!(server.client.get(PROFILE).await.json(), json!({}));
+        }
+    }
+}

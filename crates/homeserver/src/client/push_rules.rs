@@ -4,7 +4,7 @@ use ruma::api::client::push::{
     self, PushRule, delete_pushrule, get_pushrule, get_pushrule_actions, get_pushrule_enabled, get_pushrules_all,
     get_pushrules_global_scope, set_pushrule, set_pushrule_actions, set_pushrule_enabled,
 };
-use ruma::push::{AnyPushRule, InsertPushRuleError, RemovePushRuleError, RuleNotFoundError, Ruleset};
+use ruma::push::{AnyPushRule, InsertPushRuleError, NewPushRule, RemovePushRuleError, RuleNotFoundError, Ruleset};
 use store::Tx;
 
 use crate::App;
@@ -41,7 +41,7 @@ async fn get(ctx: Ctx<get_pushrule::v3::Request>) -> Result<get_pushrule::v3::Re
 
 async fn put(ctx: Ctx<set_pushrule::v3::Request>) -> Result<set_pushrule::v3::Response> {
     let (before, after) = (ctx.request.before.as_deref(), ctx.request.after.as_deref());
-    let put = |rules: &mut Ruleset| rules.insert(ctx.request.rule.clone(), after, before).map_err(not_inserted);
+    let put = |rules: &mut Ruleset| insert(rules, &ctx.request.rule, after, before);
     change(&ctx.app, &ctx.requester, put).await?;
     Ok(set_pushrule::v3::Response::new())
 }
@@ -107,6 +107,23 @@ async fn change(
     app.store.transact(write).await.map(|_| ())
 }
 
+/// Puts a rule, or puts it anew: then it moves only if it is told where to.
+fn insert(rules: &mut Ruleset, rule: &NewPushRule, after: Option<&str>, before: Option<&str>) -> Result<()> {
+    if [after, before].contains(&Some(rule.rule_id())) {
+        return Err(not_inserted(InsertPushRuleError::UnknownRuleId));
+    }
+    let known = rules.get(rule.kind(), rule.rule_id()).map(|known| known.enabled());
+    if after.is_some() || before.is_some() {
+        // A place is counted among the other rules. That the rule cannot be removed is found out below, too.
+        let _ = rules.remove(rule.kind(), rule.rule_id());
+    }
+    rules.insert(rule.clone(), after, before).map_err(not_inserted)?;
+    match known {
+        Some(enabled) => rules.set_enabled(rule.kind(), rule.rule_id(), enabled).map_err(not_found),
+        None => Ok(()),
+    }
+}
+
 fn not_inserted(error: InsertPushRuleError) -> Error {
     match error {
         InsertPushRuleError::UnknownRuleId => Error::not_found("There is no rule to put this one next to"),
@@ -120,4 +137,67 @@ fn not_found(_: RuleNotFoundError) -> Error {
 
 fn unknown() -> Error {
     Error::not_found("There is no such rule")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::testing::Server;
+
+    const RULES: &str = "/_matrix/client/v3/pushrules/";
+
+    #[tokio::test]
+    async fn a_new_user_has_the_servers_rules_also_as_account_data() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        let all = alice.client.get(RULES).await.json();
+        assert_eq!(all["global"]["override"][0]["rule_id"], ".m.rule.master");
+        assert_eq!(alice.client.get(&format!("{RULES}global/")).await.json(), all["global"]);
+        let path = "/_matrix/client/v3/user/@alice:hs.test/account_data/m.push_rules";
+        assert_eq!(alice.client.get(path).await.json(), all);
+    }
+
+    #[tokio::test]
+    async fn pitfall_072_rules_are_put_moved_switched_and_deleted() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        let content = format!("{RULES}global/content");
+        let put = async |path: String, body| {
+            let answer = alice.client.put(&path, body).await;
+            (answer.status.as_u16(), answer.errcode())
+        };
+        let ok = (200, String::new());
+        let rule = |pattern: &str| json!({ "pattern": pattern, "actions": ["notify"] });
+        assert_eq!(put(format!("{content}/cake"), rule("cake")).await, ok);
+        assert_eq!(put(format!("{content}/tea"), rule("tea")).await, ok);
+        let order = async || {
+            let rules = alice.client.get(&format!("{RULES}global/")).await.json()["content"].clone();
+            let ids = rules.as_array().unwrap().iter().map(|rule| rule["rule_id"].as_str().unwrap().to_owned());
+            ids.collect::<Vec<_>>()
+        };
+        assert_eq!(order().await, ["tea", "cake"]);
+        assert_eq!(put(format!("{content}/tea?after=cake"), rule("tea")).await, ok);
+        assert_eq!(order().await, ["cake", "tea"]);
+        assert_eq!(put(format!("{content}/cake?after=tea"), rule("cake")).await, ok);
+        assert_eq!(order().await, ["tea", "cake"]);
+        assert_eq!(put(format!("{content}/tea?after=cake"), rule("tea")).await, ok);
+        assert_eq!(put(format!("{content}/tea?after=tea"), rule("tea")).await.1, "M_NOT_FOUND");
+        assert_eq!(order().await, ["cake", "tea"]);
+        assert_eq!(put(format!("{content}/tea?after=none"), rule("tea")).await.1, "M_NOT_FOUND");
+        assert_eq!(put(format!("{content}/.mine"), rule("x")).await.1, "M_INVALID_PARAM");
+        assert_eq!(put(format!("{content}/tea/enabled"), json!({ "enabled": false })).await, ok);
+        assert_eq!(put(format!("{content}/tea/actions"), json!({ "actions": [] })).await, ok);
+        let tea = alice.client.get(&format!("{content}/tea")).await.json();
+        assert_eq!((&tea["enabled"], &tea["actions"], &tea["pattern"]), (&json!(false), &json!([]), &json!("tea")));
+        assert_eq!(alice.client.get(&format!("{content}/tea/enabled")).await.json(), json!({ "enabled": false }));
+        assert_eq!(alice.client.get(&format!("{content}/tea/actions")).await.json(), json!({ "actions": [] }));
+        assert_eq!(alice.client.delete(&format!("{content}/tea")).await.status, 200);
+        assert_eq!(alice.client.get(&format!("{content}/tea")).await.errcode(), "M_NOT_FOUND");
+        assert_eq!(alice.client.delete(&format!("{content}/tea")).await.errcode(), "M_NOT_FOUND");
+        let master = format!("{RULES}global/override/.m.rule.master");
+        assert_eq!(alice.client.delete(&master).await.errcode(), "M_INVALID_PARAM");
+        assert_eq!(put(format!("{master}/enabled"), json!({ "enabled": true })).await, ok);
+        assert_eq!(alice.client.get(&master).await.json()["enabled"], true);
+    }
 }

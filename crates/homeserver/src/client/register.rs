@@ -111,3 +111,158 @@ async fn token_validity(
     let valid = uia::registration_token_is_valid(&ctx.app, &ctx.request.token)?;
     Ok(check_registration_token_validity::v1::Response::new(valid))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use store::Read as _;
+
+    use super::*;
+    use crate::http::Answer;
+    use crate::schema::{REGISTRATION_TOKENS, RegistrationToken};
+    use crate::testing::{PASSWORD, Server, config};
+
+    const REGISTER: &str = "/_matrix/client/v3/register";
+
+    fn server(mode: RegistrationMode) -> Server {
+        let mut config = config();
+        config.registration.mode = mode;
+        config.registration.tokens = vec!["welcome".to_owned()];
+        Server::new(config)
+    }
+
+    async fn register(server: &Server, body: Value) -> Answer {
+        server.client.post(REGISTER, body).await
+    }
+
+    fn dummy(name: &str) -> Value {
+        json!({ "username": name, "password": PASSWORD, "auth": { "type": "m.login.dummy" } })
+    }
+
+    #[tokio::test]
+    async fn pitfall_013_nothing_is_registered_without_auth() {
+        let server = Server::default();
+        let asked = register(&server, json!({ "username": "alice", "password": PASSWORD })).await;
+        let info = asked.json();
+        assert_eq!((asked.status.as_u16(), asked.errcode().as_str()), (401, ""));
+        assert_eq!((&info["flows"], &info["params"]), (&json!([{ "stages": ["m.login.dummy"] }]), &json!({})));
+        // The flows may be asked for before the name is known.
+        let mut body = dummy("alice");
+        body["auth"]["session"] = info["session"].clone();
+        let done = register(&server, body.clone()).await.json();
+        assert_eq!((&done["user_id"], done["access_token"].is_string()), (&json!("@alice:hs.test"), true));
+        body["username"] = json!("bob");
+        let again = register(&server, body).await;
+        assert_eq!((again.status.as_u16(), again.errcode().as_str()), (401, "M_UNKNOWN"), "a session is good once");
+        assert_ne!(again.json()["session"], info["session"]);
+    }
+
+    #[tokio::test]
+    async fn names_are_small_and_taken_once() {
+        let server = Server::default();
+        assert_eq!(register(&server, dummy("Alice")).await.json()["user_id"], "@alice:hs.test");
+        let taken = register(&server, dummy("aLICE")).await;
+        assert_eq!((taken.status.as_u16(), taken.errcode().as_str()), (400, "M_USER_IN_USE"));
+        for name in ["", "a b", "ä", "@a:hs.test", "a!b", &"a".repeat(250)] {
+            assert_eq!(register(&server, dummy(name)).await.errcode(), "M_INVALID_USERNAME", "{name:?}");
+        }
+        assert_eq!(register(&server, dummy("a.b_c=d-e/f+1")).await.status, 200);
+        let available = async |name: &str| {
+            let path = format!("/_matrix/client/v3/register/available?username={name}");
+            let answer = server.client.get(&path).await;
+            (answer.json()["available"] == true, answer.errcode())
+        };
+        assert_eq!(available("bob").await, (true, String::new()));
+        assert_eq!(available("alice").await, (false, "M_USER_IN_USE".to_owned()));
+        assert_eq!(available("a!b").await, (false, "M_INVALID_USERNAME".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn of_two_who_want_a_name_at_once_one_gets_it() {
+        let server = Server::default();
+        let (one, two) = tokio::join!(register(&server, dummy("alice")), register(&server, dummy("alice")));
+        let mut statuses = [one.status.as_u16(), two.status.as_u16()];
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 400]);
+    }
+
+    #[tokio::test]
+    async fn who_names_nothing_gets_a_name_and_a_device() {
+        let server = Server::default();
+        let body = json!({ "password": PASSWORD, "auth": { "type": "m.login.dummy" } });
+        let (one, two) = (register(&server, body.clone()).await.json(), register(&server, body).await.json());
+        assert!(one["user_id"].as_str().unwrap().ends_with(":hs.test"));
+        assert_ne!(one["user_id"], two["user_id"]);
+        let mut body = dummy("alice");
+        body["inhibit_login"] = json!(true);
+        let quiet = register(&server, body).await.json();
+        assert_eq!((quiet.get("access_token"), quiet["user_id"].as_str()), (None, Some("@alice:hs.test")));
+        let mut body = dummy("bob");
+        body["device_id"] = json!("PHONE");
+        body["refresh_token"] = json!(true);
+        let bob = register(&server, body).await.json();
+        assert_eq!((bob["device_id"].as_str(), bob["refresh_token"].is_string()), (Some("PHONE"), true));
+    }
+
+    #[tokio::test]
+    async fn weak_passwords_are_refused_before_anything_is_asked() {
+        let answer = register(&Server::default(), json!({ "username": "alice", "password": "short" })).await;
+        assert_eq!((answer.status.as_u16(), answer.errcode().as_str()), (400, "M_WEAK_PASSWORD"));
+    }
+
+    #[tokio::test]
+    async fn a_closed_server_takes_nobody_and_guests_are_off() {
+        let server = server(RegistrationMode::Closed);
+        for path in [REGISTER.to_owned(), format!("{REGISTER}?kind=guest")] {
+            let answer = server.client.post(&path, dummy("alice")).await;
+            assert_eq!((answer.status.as_u16(), answer.errcode().as_str()), (403, "M_FORBIDDEN"));
+        }
+        assert_eq!(server.client.post(&format!("{REGISTER}?kind=cat"), dummy("a")).await.status, 400);
+    }
+
+    #[tokio::test]
+    async fn pitfall_017_a_guest_has_a_token_and_may_do_little() {
+        let mut config = config();
+        config.registration.guests = true;
+        let server = Server::new(config);
+        let guest = server.client.post(&format!("{REGISTER}?kind=guest"), json!({})).await.json();
+        let client = server.client.with_token(guest["access_token"].as_str().unwrap());
+        let me = client.get("/_matrix/client/v3/account/whoami").await.json();
+        assert_eq!((&me["user_id"], &me["is_guest"]), (&guest["user_id"], &json!(true)));
+        assert_eq!(client.get("/_matrix/client/v3/devices").await.errcode(), "M_GUEST_ACCESS_FORBIDDEN");
+    }
+
+    #[tokio::test]
+    async fn a_registration_token_opens_as_many_accounts_as_it_says() {
+        let server = server(RegistrationMode::Token);
+        let put = |tx: &mut Tx| -> Result<()> {
+            let token = RegistrationToken { uses_allowed: Some(1), completed: 0, expires_ts: None };
+            tx.put(&REGISTRATION_TOKENS, "once", &token);
+            tx.put(&REGISTRATION_TOKENS, "late", &RegistrationToken { expires_ts: Some(1), ..token });
+            Ok(())
+        };
+        server.app.store.transact(put).await.unwrap();
+        let with = async |name: &str, token: &str| {
+            let auth = json!({ "type": "m.login.registration_token", "token": token });
+            let answer = register(&server, json!({ "username": name, "password": PASSWORD, "auth": auth })).await;
+            (answer.status.as_u16(), answer.errcode())
+        };
+        let valid = async |token: &str| {
+            let path = "/_matrix/client/v1/register/m.login.registration_token/validity";
+            server.client.get(&format!("{path}?token={token}")).await.json()["valid"] == true
+        };
+        let refused = (401, "M_FORBIDDEN".to_owned());
+        assert!(valid("once").await && valid("welcome").await && !valid("late").await && !valid("x").await);
+        assert_eq!(with("alice", "x").await, refused);
+        assert_eq!(with("alice", "late").await, refused);
+        assert_eq!(with("alice", "once").await.0, 200);
+        assert_eq!(with("bob", "once").await, refused);
+        assert!(!valid("once").await);
+        assert_eq!(with("bob", "welcome").await.0, 200);
+        assert_eq!(with("carol", "welcome").await.0, 200);
+        let dummy = register(&server, dummy("dora")).await;
+        assert_eq!((dummy.status.as_u16(), dummy.errcode().as_str()), (401, "M_UNKNOWN"));
+        let left = server.app.store.snapshot().get(&REGISTRATION_TOKENS, "once").unwrap().unwrap();
+        assert_eq!(left.completed, 1);
+    }
+}

@@ -76,3 +76,30 @@ async fn change(
     };
     app.store.transact(write).await.map(|_| ())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::testing::Server;
+
+    #[tokio::test]
+    async fn pitfall_074_tags_come_and_go_and_are_account_data() {
+        let server = Server::default();
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        let room = "/_matrix/client/v3/user/@alice:hs.test/rooms/!r:hs.test";
+        let tags = format!("{room}/tags");
+        assert_eq!(alice.client.get(&tags).await.json(), json!({ "tags": {} }));
+        let put = async |tag: &str, info: Value| alice.client.put(&format!("{tags}/{tag}"), info).await.status.as_u16();
+        assert_eq!(put("m.favourite", json!({ "order": 0.25 })).await, 200);
+        assert_eq!(put("u.work", json!({})).await, 200);
+        assert_eq!(put(&"x".repeat(256), json!({})).await, 400);
+        let both = json!({ "tags": { "m.favourite": { "order": 0.25 }, "u.work": {} } });
+        assert_eq!(alice.client.get(&tags).await.json(), both);
+        assert_eq!(alice.client.get(&format!("{room}/account_data/m.tag")).await.json(), both);
+        assert_eq!(alice.client.delete(&format!("{tags}/m.favourite")).await.status, 200);
+        assert_eq!(alice.client.delete(&format!("{tags}/m.favourite")).await.status, 200);
+        assert_eq!(alice.client.get(&tags).await.json(), json!({ "tags": { "u.work": {} } }));
+        assert_eq!(bob.client.get(&tags).await.errcode(), "M_FORBIDDEN");
+    }
+}

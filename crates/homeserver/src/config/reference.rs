@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use super::{
-    Admin, Config, Federation, Http, Listener, Log, Media, Metrics, Presence, RateLimits, Registration, Rooms, Section,
-    Setting, WellKnown,
+    Admin, Auth, Config, Federation, Http, Listener, Log, Media, Metrics, Presence, RateLimits, Registration, Rooms,
+    Section, Setting, WellKnown,
 };
 
 /// All sections in the order of the documents; the first one has no name.
@@ -19,6 +19,7 @@ fn sections() -> Vec<Section> {
         Metrics::describe(),
         Log::describe(),
         Registration::describe(),
+        Auth::describe(),
         Rooms::describe(),
         Media::describe(),
         Presence::describe(),

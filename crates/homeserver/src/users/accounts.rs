@@ -97,7 +97,7 @@ pub fn close(tx: &mut Tx, user_id: &UserId, erase: bool) -> Result<()> {
     let erased = user.erased || erase;
     tx.put(&USERS, user_id.as_str(), &User { password_hash: None, deactivated: true, erased, ..user });
     let job = tx.next_pos();
-    tx.put(&JOBS, job, &Job::LeaveAll { user_id: user_id.to_string() });
+    tx.put(&JOBS, job, &Job::LeaveAll { user_id: user_id.to_string(), from: 0 });
     Ok(())
 }
 

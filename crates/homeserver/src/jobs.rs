@@ -1,0 +1,255 @@
+//! Work that a request decided on and that goes on after its answer, also after a restart: the rows of `JOBS`.
+//!
+//! One runner goes round: each job gets a slice of its work, and what is left of it is written back. Doing a slice
+//! twice (after a crash) changes nothing. What fails in one room is skipped; when the store cannot write, the round
+//! ends and is tried again later.
+
+use std::time::Duration;
+
+use ruma::{OwnedRoomId, RoomId, UserId};
+use store::{Pos, Read, Tx};
+
+use crate::App;
+use crate::auth::devices;
+use crate::error::{Error, Result};
+use crate::rooms::membership;
+use crate::schema::{DEVICES, HEADS, JOBS, Job, MEMBERSHIPS, MembershipState, RoomNr, topic};
+
+/// Rooms that a job may change before it is another job's turn.
+const SLICE: usize = 32;
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Runs jobs until the server stops.
+pub async fn run(app: App) {
+    let hub = app.store.hub();
+    let signal = hub.signal();
+    hub.attach(topic::jobs(), &signal);
+    let work = async {
+        loop {
+            // What is written while we look is seen next time.
+            let (seen, nudges) = (app.store.tip(), signal.nudges());
+            match round(&app).await {
+                Ok(true) => {}
+                Ok(false) => signal.changed(seen, nudges).await,
+                Err(cause) => {
+                    tracing::warn!(%cause, "background jobs pause");
+                    app.clock.sleep(PAUSE).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = app.shutdown.cancelled() => {}
+    }
+}
+
+/// Runs jobs until there are none.
+pub async fn drain(app: &App) -> Result<()> {
+    while round(app).await? {}
+    Ok(())
+}
+
+/// A slice of every job. Says whether there may be more to do.
+async fn round(app: &App) -> Result<bool> {
+    let jobs: Vec<(Pos, Job)> = {
+        let read = app.store.snapshot();
+        read.scan(&JOBS, JOBS.all()).collect::<store::Result<_>>()?
+    };
+    for (at, job) in &jobs {
+        let rest = slice(app, job).await?;
+        let keep = |tx: &mut Tx| -> Result<()> {
+            match &rest {
+                Some(rest) => tx.put(&JOBS, *at, rest),
+                None => tx.delete(&JOBS, *at),
+            }
+            Ok(())
+        };
+        app.store.transact(keep).await?;
+    }
+    Ok(!jobs.is_empty())
+}
+
+/// Does a part of a job; what is left of it.
+async fn slice(app: &App, job: &Job) -> Result<Option<Job>> {
+    match job {
+        Job::PropagateProfile { user_id, from } => {
+            let joined = |state| state == MembershipState::Join;
+            let user = UserId::parse(user_id).map_err(Error::internal)?;
+            let (rooms, next) = rooms(app, user_id, *from, joined)?;
+            for room_id in rooms {
+                skip_failure(&room_id, membership::refresh_profile(app, &user, &room_id).await)?;
+            }
+            Ok(next.map(|from| Job::PropagateProfile { user_id: user_id.clone(), from }))
+        }
+        Job::LeaveAll { user_id, from } => {
+            let inside = |state| !matches!(state, MembershipState::Leave | MembershipState::Ban);
+            let user = UserId::parse(user_id).map_err(Error::internal)?;
+            let (rooms, next) = rooms(app, user_id, *from, inside)?;
+            for room_id in rooms {
+                skip_failure(&room_id, membership::leave(app, &user, &room_id).await)?;
+            }
+            Ok(next.map(|from| Job::LeaveAll { user_id: user_id.clone(), from }))
+        }
+        Job::ForgetDevice { user_id, device_id } => {
+            let forget = |tx: &mut Tx| -> Result<bool> {
+                // Who has come back under the same name has what was left for its own.
+                Ok(tx.contains(&DEVICES, (user_id, device_id))? || devices::forget(tx, user_id, device_id)?)
+            };
+            let done = app.store.transact(forget).await?.value;
+            Ok((!done).then(|| job.clone()))
+        }
+    }
+}
+
+/// The next rooms of a user, and where to go on after them.
+fn rooms(
+    app: &App,
+    user_id: &str,
+    from: RoomNr,
+    wanted: impl Fn(MembershipState) -> bool,
+) -> Result<(Vec<OwnedRoomId>, Option<RoomNr>)> {
+    let read = app.store.snapshot();
+    let mut found = Vec::new();
+    for row in read.scan(&MEMBERSHIPS, MEMBERSHIPS.prefix((user_id,)).from((user_id, from))) {
+        let ((_, room), membership) = row?;
+        if !wanted(membership.state) {
+            continue;
+        }
+        if let Some(head) = read.get(&HEADS, room)? {
+            found.push(RoomId::parse(head.room_id).map_err(Error::internal)?);
+        }
+        if found.len() == SLICE {
+            return Ok((found, room.checked_add(1)));
+        }
+    }
+    Ok((found, None))
+}
+
+fn skip_failure(room_id: &RoomId, outcome: Result<()>) -> Result<()> {
+    match outcome {
+        Err(cause) if cause.status().as_u16() == 503 || cause.status().as_u16() == 507 => Err(cause),
+        Err(cause) => {
+            tracing::warn!(%room_id, %cause, "a background job skips a room");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::{Server, User};
+
+    async fn room(user: &User) -> String {
+        let body = json!({ "preset": "public_chat" });
+        let answer = user.client.post("/_matrix/client/v3/createRoom", body).await;
+        answer.json()["room_id"].as_str().unwrap().to_owned()
+    }
+
+    async fn join(user: &User, room_id: &str) {
+        let answer = user.client.post(&format!("/_matrix/client/v3/join/{room_id}"), json!({})).await;
+        assert_eq!(answer.status, 200, "{:?}", answer.json());
+    }
+
+    fn membership(server: &Server, user: &User, room_id: &str) -> MembershipState {
+        let room = crate::schema::room_nr(<&RoomId>::try_from(room_id).unwrap());
+        let read = server.app.store.snapshot();
+        read.get(&MEMBERSHIPS, (user.user_id.as_str(), room)).unwrap().unwrap().state
+    }
+
+    fn last_event(server: &Server, room_id: &str) -> String {
+        let room = crate::schema::room_nr(<&RoomId>::try_from(room_id).unwrap());
+        let read = server.app.store.snapshot();
+        let head = read.get(&HEADS, room).unwrap().unwrap();
+        let event = read.get(&crate::schema::EVENTS, (room, head.last)).unwrap().unwrap();
+        String::from_utf8_lossy(event.client()).into_owned()
+    }
+
+    #[tokio::test]
+    async fn pitfall_068_a_new_name_reaches_every_room_that_takes_it() {
+        let server = Server::default();
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        let mut rooms = Vec::new();
+        for _ in 0..SLICE + 2 {
+            rooms.push(room(&alice).await);
+        }
+        join(&bob, &rooms[0]).await;
+        let banned = rooms.pop().unwrap();
+        join(&bob, &banned).await;
+        let ban = json!({ "user_id": bob.user_id });
+        alice.client.post(&format!("/_matrix/client/v3/rooms/{banned}/ban"), ban).await;
+        let path = format!("/_matrix/client/v3/profile/{}/displayname", bob.user_id);
+        assert_eq!(bob.client.put(&path, json!({ "displayname": "Bobby" })).await.status, 200);
+        let path = format!("/_matrix/client/v3/profile/{}/displayname", alice.user_id);
+        assert_eq!(alice.client.put(&path, json!({ "displayname": "Queen" })).await.status, 200);
+        drain(&server.app).await.unwrap();
+        assert!(!last_event(&server, &banned).contains("Bobby"));
+        for room in &rooms {
+            assert!(last_event(&server, room).contains("Queen"), "{room}");
+        }
+        assert_eq!(server.app.store.snapshot().count(&JOBS, JOBS.all()).unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn pitfall_016_who_closes_the_account_leaves_all_rooms_and_refuses_invites() {
+        let server = Server::default();
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        let (joined, invited) = (room(&alice).await, room(&alice).await);
+        join(&bob, &joined).await;
+        let invite = json!({ "user_id": bob.user_id });
+        let answer = alice.client.post(&format!("/_matrix/client/v3/rooms/{invited}/invite"), invite).await;
+        assert_eq!(answer.status, 200);
+        let answer = bob.client.post("/_matrix/client/v3/account/deactivate", json!({ "auth": bob.auth() })).await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(membership(&server, &bob, &joined), MembershipState::Join, "the answer does not wait");
+        drain(&server.app).await.unwrap();
+        assert_eq!(membership(&server, &bob, &joined), MembershipState::Leave);
+        assert_eq!(membership(&server, &bob, &invited), MembershipState::Leave);
+        assert_eq!(membership(&server, &alice, &joined), MembershipState::Join);
+    }
+
+    #[tokio::test]
+    async fn the_runner_wakes_for_a_job_and_ends_with_the_server() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        let room = room(&alice).await;
+        let runner = tokio::spawn(run(server.app.clone()));
+        let path = format!("/_matrix/client/v3/profile/{}/displayname", alice.user_id);
+        for name in ["One", "Two"] {
+            alice.client.put(&path, json!({ "displayname": name })).await;
+            tokio::time::timeout(Duration::from_secs(20), async {
+                while !last_event(&server, &room).contains(name) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            })
+            .await
+            .unwrap();
+        }
+        server.app.shutdown.cancel();
+        runner.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_device_with_much_behind_it_is_forgotten_bit_by_bit() {
+        use crate::schema::{TXNS, Txn};
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        for chunk in 0..5u16 {
+            let mut batch = store::Batch::new();
+            for nr in 0..1_000u16 {
+                let mut hash = [0; 16];
+                hash[..2].copy_from_slice(&chunk.to_be_bytes());
+                hash[2..4].copy_from_slice(&nr.to_be_bytes());
+                batch.put(&TXNS, (&alice.user_id, &alice.device_id, &hash), &Txn { event_id: String::new() });
+            }
+            server.app.store.commit(batch).unwrap().durable().await.unwrap();
+        }
+        assert_eq!(alice.client.post("/_matrix/client/v3/logout", json!({})).await.status, 200);
+        drain(&server.app).await.unwrap();
+        assert_eq!(server.app.store.snapshot().count(&TXNS, TXNS.all()).unwrap(), 0);
+    }
+}
