@@ -63,8 +63,13 @@ pub fn open(config: Config) -> Result<App, StartError> {
 impl Server {
     /// Binds all sockets and answers from then on.
     pub async fn start(app: App) -> Result<Self, StartError> {
-        let connections = Connections::new(&app.config.http);
         let router = app.router();
+        Self::start_with(app, router).await
+    }
+
+    /// The same with other endpoints for clients, for tests of the edge itself.
+    pub async fn start_with(app: App, router: Router) -> Result<Self, StartError> {
+        let connections = Connections::new(&app.config.http);
         let mut bound =
             Bound { listeners: Vec::new(), metrics: None, admin: app.config.admin_socket(), pid: std::process::id() };
         let mut certificates = Vec::new();

@@ -96,7 +96,8 @@ impl Connections {
 
     /// Serves a TCP listener until the server stops.
     pub async fn serve_tcp(self, listener: TcpListener, door: Door) {
-        while let Some((stream, peer, place)) = self.next(|| listener.accept()).await {
+        while let Some((stream, peer)) = self.next(|| listener.accept()).await {
+            let Some(place) = self.place().await else { return };
             // Options that cannot be set cost comfort, not correctness.
             let _ = prepare(&stream);
             let (connections, door) = (self.clone(), door.clone());
@@ -107,13 +108,12 @@ impl Connections {
         }
     }
 
-    /// Serves a unix socket until the server stops.
+    /// Serves a unix socket until the server stops. It takes no places: an administrator always gets in.
     pub async fn serve_unix(self, listener: UnixListener, router: Router) {
         let door = Door { router, trusted_proxies: Arc::new([]), certificate: None };
-        while let Some((stream, _, place)) = self.next(|| listener.accept()).await {
+        while let Some((stream, _)) = self.next(|| listener.accept()).await {
             let (connections, door) = (self.clone(), door.clone());
             self.0.open.spawn(async move {
-                let _place = place;
                 connections.http1(TokioIo::new(stream), Client::default().ip, door).await;
             });
         }
@@ -129,16 +129,15 @@ impl Connections {
         left
     }
 
-    /// The next connection, once there is a place for it; `None` when the server stops.
-    async fn next<S, P, A>(&self, accept: impl Fn() -> A) -> Option<(S, P, OwnedSemaphorePermit)>
+    /// The next connection; `None` when the server stops.
+    async fn next<S, P, A>(&self, accept: impl Fn() -> A) -> Option<(S, P)>
     where
         A: Future<Output = io::Result<(S, P)>>,
     {
         let accepted = async {
-            let place = Arc::clone(&self.0.places).acquire_owned().await.ok()?;
             loop {
                 match accept().await {
-                    Ok((stream, peer)) => return Some((stream, peer, place)),
+                    Ok(connection) => return connection,
                     Err(cause) => after_failed_accept(&cause).await,
                 }
             }
@@ -146,7 +145,16 @@ impl Connections {
         tokio::select! {
             biased;
             () = self.0.stop.cancelled() => None,
-            next = accepted => next,
+            next = accepted => Some(next),
+        }
+    }
+
+    /// Waits until one more connection may be served; `None` when the server stops.
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        let places = Arc::clone(&self.0.places);
+        tokio::select! {
+            () = self.0.stop.cancelled() => None,
+            place = places.acquire_owned() => place.ok(),
         }
     }
 

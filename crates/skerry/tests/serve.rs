@@ -1,0 +1,109 @@
+//! The binary as its users start it: ready file, service manager, signals, exit codes.
+#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::disallowed_methods, reason = "a test is a client, and measures real time")]
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn skerry() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_skerry"));
+    command.env_clear();
+    command
+}
+
+fn settings(dir: &Path) -> String {
+    let file = dir.join("skerry.toml");
+    let text = "server_name = \"hs.test\"\ndata_dir = \"DIR/data\"\n[[listeners]]\nbind = \"127.0.0.1:0\"\n";
+    fs::write(&file, text.replace("DIR", &dir.display().to_string())).unwrap();
+    file.display().to_string()
+}
+
+fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(60) {
+        if let Some(found) = look() {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("did not happen within a minute");
+}
+
+fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn serves_until_it_is_told_to_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, ready) = (settings(dir.path()), dir.path().join("ready.json"));
+    let manager = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut serve = skerry();
+    serve.args(["serve", "--config", &file, "--ready-file", ready.to_str().unwrap()]).stderr(Stdio::null());
+    serve.env("NOTIFY_SOCKET", dir.path().join("notify")).env("WATCHDOG_USEC", "300000");
+    let mut child = serve.spawn().unwrap();
+    let bound: serde_json::Value = eventually(|| serde_json::from_slice(&fs::read(&ready).ok()?).ok());
+    let mut told = Vec::new();
+    while !told.contains(&"WATCHDOG=1".to_owned()) {
+        let mut buffer = [0; 256];
+        let length = manager.recv(&mut buffer).unwrap();
+        told.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+    }
+    assert_eq!(told[0], "READY=1");
+
+    let mut stream = TcpStream::connect(bound["listeners"][0].as_str().unwrap()).unwrap();
+    stream.write_all(b"GET /_matrix/client/versions HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    let mut answer = [0; 15];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    let health = skerry().args(["admin", "--config", &file, "health"]).output().unwrap();
+    assert!(health.status.success() && text(&health).contains("\"server_name\": \"hs.test\""), "{}", text(&health));
+
+    // SIGHUP is no reason to leave.
+    signal(&child, "HUP");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(child.try_wait().unwrap().is_none());
+    let started = Instant::now();
+    signal(&child, "TERM");
+    assert!(child.wait().unwrap().success());
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    assert!(!ready.exists());
+    let health = skerry().args(["admin", "--config", &file, "health"]).output().unwrap();
+    assert!(!health.status.success() && text(&health).contains("no server answers"), "{}", text(&health));
+
+    // The key stays the same over a restart.
+    let key = fs::read_to_string(dir.path().join("data/signing.key")).unwrap();
+    let mut child = serve.spawn().unwrap();
+    eventually(|| ready.exists().then_some(()));
+    signal(&child, "INT");
+    assert!(child.wait().unwrap().success());
+    assert_eq!(fs::read_to_string(dir.path().join("data/signing.key")).unwrap(), key);
+}
+
+#[test]
+fn settings_are_checked_before_anything_happens() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = settings(dir.path());
+    let run = |args: &[&str]| skerry().args(args).output().unwrap();
+    let good = run(&["config", "check", "-c", &file]);
+    assert!(good.status.success(), "{}", text(&good));
+    let bad = run(&["config", "check", "-c", &file, "--set", "media.max_upload=much"]);
+    assert!(!bad.status.success() && text(&bad).contains("media.max_upload"), "{}", text(&bad));
+    fs::write(&file, "server_name = \"hs.test\"\n[http]\nmax_bodies = 1\n").unwrap();
+    let bad = run(&["serve", "-c", &file]);
+    assert!(!bad.status.success());
+    assert!(text(&bad).contains(&format!("{file}:3: http.max_bodies")), "{}", text(&bad));
+    let secret = run(&["config", "show", "-s", "server_name=hs.test", "-s", "registration.shared_secret=hush"]);
+    assert!(secret.status.success() && !text(&secret).contains("hush"), "{}", text(&secret));
+}
