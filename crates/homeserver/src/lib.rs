@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod api;
 pub mod auth;
+pub mod blocking;
 pub mod client;
 pub mod clock;
 pub mod config;

@@ -64,7 +64,7 @@ pub use hub::{Hub, Published, Signal, Topic};
 pub use key::{Desc, Key, KeyBuf, KeyReader, Prefix};
 pub use pos::Pos;
 pub use read::{Read, Scan, Snapshot, View};
-pub use store::{Committed, Store, Ticket};
+pub use store::{Committed, Committer, Store, Ticket};
 pub use table::{Hint, RESERVED_TAGS, Span, Table, TableDef};
 pub use tx::Tx;
 pub use value::{Raw, Value, ValueBuf, ValueReader};

@@ -414,6 +414,31 @@ impl State {
     }
 }
 
+impl State {
+    /// What the committer has to do now, if anything.
+    fn find_work(&mut self) -> Option<Work> {
+        if matches!(self.health, Health::Failed(_)) {
+            return Some(Work::Recover);
+        }
+        if self.closed.is_empty() && !self.open.commits.is_empty() {
+            self.close_group();
+        }
+        if let Some(group) = self.closed.front_mut() {
+            return Some(Work::Write(group.rows.clone(), std::mem::take(&mut group.commits)));
+        }
+        matches!(self.health, Health::Closed).then_some(Work::Stop)
+    }
+
+    /// Recovering did not work. False when the store is closed, so that nobody needs to try again.
+    fn still_failed(&mut self, error: Error) -> bool {
+        let open = !matches!(self.health, Health::Closed);
+        if open {
+            self.health = Health::Failed(error);
+        }
+        open
+    }
+}
+
 impl Prepared {
     fn empty() -> Self {
         Self {
@@ -566,37 +591,49 @@ impl Core {
         match self.next_work() {
             Work::Stop => return false,
             Work::Recover => self.recover(),
-            Work::Write(rows, commits) => {
-                let group = commits.iter().map(|queued| queued.published.clone()).collect::<Vec<_>>();
-                let result = self.write_group(&rows, &group);
-                drop(rows);
-                let result = result.map(|stable| self.publish(stable, &group));
-                match result {
-                    Ok(()) => resolve(commits, &Ok(())),
-                    Err(error) => {
-                        *self.doubtful.lock() = group;
-                        self.fail(commits, error);
-                    }
-                }
-            }
+            Work::Write(rows, commits) => self.write_and_publish(rows, commits),
         }
         true
+    }
+
+    /// Does the work that there is, without waiting for any. False when there was none, or nothing could be done.
+    pub(crate) fn step(&self) -> bool {
+        let work = self.state.lock().find_work();
+        match work {
+            None | Some(Work::Stop) => false,
+            Some(Work::Recover) => match self.try_recover() {
+                Ok(()) => true,
+                Err(error) => {
+                    self.state.lock().still_failed(error);
+                    false
+                }
+            },
+            Some(Work::Write(rows, commits)) => {
+                self.write_and_publish(rows, commits);
+                true
+            }
+        }
+    }
+
+    fn write_and_publish(&self, rows: Rows, commits: Vec<Queued>) {
+        let group = commits.iter().map(|queued| queued.published.clone()).collect::<Vec<_>>();
+        let result = self.write_group(&rows, &group);
+        drop(rows);
+        let result = result.map(|stable| self.publish(stable, &group));
+        match result {
+            Ok(()) => resolve(commits, &Ok(())),
+            Err(error) => {
+                *self.doubtful.lock() = group;
+                self.fail(commits, error);
+            }
+        }
     }
 
     fn next_work(&self) -> Work {
         let mut state = self.state.lock();
         loop {
-            if matches!(state.health, Health::Failed(_)) {
-                return Work::Recover;
-            }
-            if state.closed.is_empty() && !state.open.commits.is_empty() {
-                state.close_group();
-            }
-            if let Some(group) = state.closed.front_mut() {
-                return Work::Write(group.rows.clone(), std::mem::take(&mut group.commits));
-            }
-            if matches!(state.health, Health::Closed) {
-                return Work::Stop;
+            if let Some(work) = state.find_work() {
+                return work;
             }
             self.work.wait(&mut state);
         }
@@ -657,8 +694,7 @@ impl Core {
             Ok(()) => tracing::info!("the store writes again"),
             Err(error) => {
                 let mut state = self.state.lock();
-                if !matches!(state.health, Health::Closed) {
-                    state.health = Health::Failed(error);
+                if state.still_failed(error) {
                     self.work.wait_for(&mut state, RECOVERY_INTERVAL);
                 }
             }

@@ -40,6 +40,15 @@ impl Store {
         Ok(Self { core, lane: Arc::default(), _closer: Arc::new(closer) })
     }
 
+    /// Opens the store without a thread that writes: nothing becomes durable but by [`Committer::step`]. For
+    /// simulations, whose runs must not depend on how threads take turns.
+    pub fn open_manual(backing: impl Into<Backing>) -> Result<(Self, Committer)> {
+        let core = Core::open(open_engine(backing.into())?)?;
+        let closer = Closer { core: Arc::clone(&core), thread: Mutex::new(None) };
+        let store = Self { core: Arc::clone(&core), lane: Arc::default(), _closer: Arc::new(closer) };
+        Ok((store, Committer { core }))
+    }
+
     /// What is durable, now. Takes a few nanoseconds.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot { stable: self.core.stable() }
@@ -161,6 +170,25 @@ impl Store {
         let mut stats = self.core.engine.stats();
         stats.push(("queued_bytes", self.core.queued_bytes() as u64));
         stats
+    }
+}
+
+/// Writes for a store that was opened with [`Store::open_manual`].
+pub struct Committer {
+    core: Arc<Core>,
+}
+
+impl Committer {
+    /// Writes one group of what is queued, or tries to recover from a write that failed. Says whether anything was
+    /// done.
+    pub fn step(&self) -> bool {
+        self.core.step()
+    }
+}
+
+impl fmt::Debug for Committer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Committer").finish_non_exhaustive()
     }
 }
 

@@ -11,6 +11,7 @@ use argon2::password_hash::{PasswordHash, PasswordHasher as _, PasswordVerifier 
 use argon2::{Algorithm, Argon2, Params, Version};
 use tokio::sync::{OnceCell, Semaphore};
 
+use crate::blocking;
 use crate::config::Config;
 use crate::error::{Error, ErrorCode, Result};
 use crate::rng::Rng;
@@ -87,7 +88,7 @@ impl Passwords {
             drop(permit);
             done
         };
-        tokio::task::spawn_blocking(work).await.map_err(Error::internal)
+        blocking::run(work).await
     }
 }
 

@@ -18,6 +18,7 @@ use super::material::Material;
 use super::presence;
 use super::token::{Ephemeral, SyncToken};
 use crate::App;
+use crate::blocking;
 use crate::error::{Error, Result};
 use crate::http::{Response, json_response};
 
@@ -95,8 +96,7 @@ impl Poll {
     async fn large(self) -> Result<Response> {
         let app = self.app.clone();
         let _turn = app.sync.large.acquire().await.map_err(Error::internal)?;
-        let made = tokio::task::spawn_blocking(move || Ok(self.dressed(&collect(&self.ask())?)));
-        made.await.map_err(Error::internal)?
+        blocking::run(move || Ok(self.dressed(&collect(&self.ask())?))).await?
     }
 
     /// One look at the store: an answer, or the poll moves on to where there is nothing new.

@@ -322,6 +322,31 @@ mod tests {
     }
 
     #[test]
+    fn by_hand_nothing_is_written_before_the_step() {
+        let disk = MemoryDisk::new();
+        let (store, committer) = Store::open_manual(disk.clone()).unwrap();
+        assert!(!committer.step(), "nothing to do");
+        let ticket = store.commit(put(1)).unwrap();
+        assert_eq!((counter(&store.latest(), 1), counter(&store.snapshot(), 1)), (Some(1), None));
+        assert!(committer.step());
+        assert_eq!(counter(&store.snapshot(), 1), Some(1));
+        ticket.durable_blocking().unwrap();
+
+        disk.set_full(true);
+        let ticket = store.commit(put(2)).unwrap();
+        assert!(committer.step(), "fails");
+        assert!(matches!(ticket.durable_blocking(), Err(Error::Full)));
+        assert!(!committer.step(), "does not recover");
+        assert!(matches!(store.commit(put(3)), Err(Error::Full)));
+        disk.set_full(false);
+        assert!(committer.step(), "recovers");
+        let ticket = store.commit(put(4)).unwrap();
+        assert!(committer.step() && !committer.step());
+        ticket.durable_blocking().unwrap();
+        assert_eq!(counter(&Store::open(disk).unwrap().snapshot(), 1), Some(4));
+    }
+
+    #[test]
     fn a_crash_leaves_exactly_the_durable_prefix() {
         let place = InMemory::new();
         let store = place.open();
