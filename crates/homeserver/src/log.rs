@@ -11,7 +11,8 @@ const QUIET: &str = "ruma_state_res=warn,ruma_signatures=warn";
 
 /// Sets the process' logger. Fails on a level that cannot be read, and when there is a logger already.
 pub fn init(settings: &Log) -> Result<(), String> {
-    let filter = EnvFilter::try_new(format!("{QUIET},{}", settings.level)).map_err(|cause| format!("log.level: {cause}"))?;
+    let filter =
+        EnvFilter::try_new(format!("{QUIET},{}", settings.level)).map_err(|cause| format!("log.level: {cause}"))?;
     let registry = tracing_subscriber::registry().with(filter);
     let set = match settings.format {
         LogFormat::Text => {

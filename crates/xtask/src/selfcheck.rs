@@ -20,7 +20,9 @@ const LARGEST_FILE: u64 = 1 << 20;
 const LAYERS: &[Layer] = &[
     Layer {
         siblings: true,
-        modules: &["clock", "config", "error", "log", "metrics", "notify", "rng", "schema", "signing", "stored"],
+        modules: &[
+            "blocking", "clock", "config", "error", "log", "metrics", "notify", "rng", "schema", "signing", "stored",
+        ],
     },
     Layer { siblings: false, modules: &["appservice", "auth", "e2ee", "media", "push", "rooms", "users"] },
     Layer { siblings: false, modules: &["federation", "sync"] },
