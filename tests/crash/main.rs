@@ -1,6 +1,6 @@
 //! The real server is killed at random moments under load; nothing that it has acknowledged may be lost or doubled.
 //!
-//! `SKERRY_CRASH_KILLS` (how often) and `SKERRY_CRASH_SEED` (what the accounts do, when it is killed) can be set.
+//! `CRASH_KILLS` (how often) and `CRASH_SEED` (what the accounts do, when it is killed) can be set.
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a test on the real clock that tells its progress")]
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub, reason = "a test")]
 
@@ -35,10 +35,10 @@ fn variable(name: &str) -> Option<u64> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost_or_doubled_by_kills() {
-    let kills = variable("SKERRY_CRASH_KILLS").unwrap_or(KILLS);
+    let kills = variable("CRASH_KILLS").unwrap_or(KILLS);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-    let seed = variable("SKERRY_CRASH_SEED").unwrap_or(now);
-    println!("crash test: {kills} kills, SKERRY_CRASH_SEED={seed}");
+    let seed = variable("CRASH_SEED").unwrap_or(now);
+    println!("crash test: {kills} kills, CRASH_SEED={seed}");
     let mut world = World::new(seed).await;
     let started = Instant::now();
     let mut down = Duration::ZERO;

@@ -33,7 +33,7 @@ impl Server {
         let ready = self.folder.join("ready.json");
         let _ = std::fs::remove_file(&ready);
         let log = File::options().create(true).append(true).open(self.folder.join("server.log")).unwrap();
-        let binary = std::env::var("SKERRY_SERVER").unwrap_or_else(|_| env!("CARGO_BIN_EXE_skerry").into());
+        let binary = std::env::var("TEST_SERVER").unwrap_or_else(|_| env!("CARGO_BIN_EXE_skerry").into());
         let started = Instant::now();
         let mut process = Command::new(binary)
             .arg("serve")

@@ -1,5 +1,5 @@
 // A server under test: the real binary on a data folder of its own, started, stopped and killed by process id.
-// The binary is named by the variable SKERRY_SERVER.
+// The binary is named by the variable TEST_SERVER.
 
 import { spawn } from "node:child_process";
 import { closeSync, existsSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -40,7 +40,7 @@ export class Server {
         const began = performance.now();
         const log = openSync(join(this.folder, "server.log"), "a");
         const args = ["serve", "--config", join(this.folder, "config.toml"), "--ready-file", ready];
-        this.process = spawn(process.env.SKERRY_SERVER, args, { stdio: ["ignore", log, log] });
+        this.process = spawn(process.env.TEST_SERVER, args, { stdio: ["ignore", log, log] });
         closeSync(log);
         this.ended = new Promise((done) => this.process.once("exit", (code) => done(code)));
         while (!existsSync(ready)) {

@@ -65,12 +65,13 @@ async fn delete_some(ctx: Ctx<delete_devices::v3::Request>) -> Result<delete_dev
 
 fn describe(read: &impl Read, user_id: &str, device_id: &str, device: Device) -> Result<device::Device> {
     let seen = read.get(&DEVICE_SEEN, (user_id, device_id))?;
-    let (ts, ip) = seen.map_or((None, None), |seen| (Some(seen.ts), seen.ip));
+    // A login is a sight too, before the first request; clients such as matrix-nio insist on a time.
+    let (ts, ip) = seen.map_or((device.created_ts, None), |seen| (seen.ts, seen.ip));
     Ok(device::Device {
         device_id: device_id.into(),
         display_name: device.display_name,
         last_seen_ip: ip,
-        last_seen_ts: ts.map(|ts| MilliSecondsSinceUnixEpoch(UInt::new_saturating(ts))),
+        last_seen_ts: Some(MilliSecondsSinceUnixEpoch(UInt::new_saturating(ts))),
     })
 }
 
