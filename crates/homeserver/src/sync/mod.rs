@@ -1,6 +1,7 @@
 //! `/sync` and what goes with it.
 //!
 //! - `token`: where in the stream a client is. `filter`: what it wants to see.
+//! - `viewer`: what one user sees of rooms at one moment, for both dialects.
 //! - `collect` and `room`: from a snapshot of the store to the material of an answer. `assemble`: from that to JSON.
 //! - `wait`: polls that wait until there is something to say.
 //! - `live`: what is remembered of users who poll. `recent`: what happened lately. `lazy`: which members a device knows.
@@ -22,6 +23,7 @@ pub mod room;
 pub mod token;
 pub mod typing;
 pub mod unread;
+pub mod viewer;
 pub mod wait;
 
 use std::sync::Arc;
@@ -38,8 +40,8 @@ use lazy::SentMembers;
 use live::LiveUsers;
 use presence::Presence;
 use recent::Recent;
-use room::Candidates;
 use typing::Typing;
+use viewer::Candidates;
 
 /// So many large answers are made at one time; others wait for their turn, so that memory stays flat.
 const LARGE_AT_ONCE: usize = 8;

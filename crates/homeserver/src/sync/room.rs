@@ -3,48 +3,23 @@
 use std::collections::{BTreeSet, HashSet};
 
 use ::rooms::state::{self, Root, Select};
-use ::rooms::{stripped, summary};
 use hashbrown::HashMap;
-use ruma::{OwnedUserId, UserId};
-use store::{Pos, Read as _};
+use store::Pos;
 
 use super::collect::Collector;
 use super::filter::Lazy;
-use super::material::{ReadBy, Room, Stripped, Summary, Timeline};
+use super::material::{ReadBy, Room, Stripped, Summary};
 use super::recent::What;
 use super::unread::Counter;
+use super::viewer::{Stretch, Viewer, Window};
 use crate::error::Result;
-use crate::rooms::shown::{self, Shown};
+use crate::rooms::shown;
 use crate::rooms::sight::{Sight, left_at};
-use crate::schema::{self, Membership, MembershipState, RoomNr};
+use crate::schema::{Membership, MembershipState, RoomNr};
 use crate::stored::{Head, StoredEvent};
 
-/// No more than so many events are looked at for one timeline, however few of them are wanted.
-const MAX_SCANNED: usize = 5_000;
 /// So many receipts of others are sent for a room that is new to the client, the newest ones.
 const MAX_RECEIPTS: usize = 500;
-/// So many member events are read to find the heroes of a room.
-const MAX_CANDIDATES: usize = 500;
-
-/// Whom to name a room after: the first members, whoever asks.
-#[derive(Debug)]
-pub struct Candidates {
-    present: Vec<OwnedUserId>,
-    gone: Vec<OwnedUserId>,
-}
-
-/// A stretch of a timeline with what is needed to find the state that goes with it.
-struct Window {
-    /// Oldest first.
-    events: Vec<(Pos, StoredEvent)>,
-    limited: bool,
-    prev_batch: Pos,
-    /// The state before the first event of the stretch (shown or not), if the stretch reaches down to where the
-    /// client is.
-    base: Option<Root>,
-    /// Whether all that happened in the stretch is shown.
-    complete: bool,
-}
 
 /// What of a room's state is sent.
 struct Wanted<'a> {
@@ -106,7 +81,7 @@ impl Collector<'_> {
         let start = window.events.first().map_or(head.state, |(_, event)| event.before());
         let wanted = Wanted { base, start, end: head.state, window: &window, heroes };
         room.state = self.state(nr, &head.room_id, &wanted)?;
-        room.timeline = self.timeline(nr, window, &sight)?;
+        room.timeline = self.viewer().timeline(nr, window, &sight)?;
         Ok(())
     }
 
@@ -141,7 +116,7 @@ impl Collector<'_> {
                 base: None,
                 complete: true,
             };
-            room.timeline = self.timeline(nr, window, &sight)?;
+            room.timeline = self.viewer().timeline(nr, window, &sight)?;
             return Ok(Some(room));
         };
         let since = since.filter(|_| was == Some(MembershipState::Join));
@@ -150,26 +125,17 @@ impl Collector<'_> {
         let base = self.base(nr, since, &window, end)?.filter(|_| !self.full_state);
         let start = window.events.first().map_or(end, |(_, event)| event.before());
         room.state = self.state(nr, &head.room_id, &Wanted { base, start, end, window: &window, heroes: &[] })?;
-        room.timeline = self.timeline(nr, window, &sight)?;
+        room.timeline = self.viewer().timeline(nr, window, &sight)?;
         Ok(Some(room))
     }
 
     /// A room the user is invited to or knocks at, as it was then.
     pub(super) fn stripped(&self, nr: RoomNr, member: &Membership) -> Result<Option<Stripped>> {
         let Some(head) = self.rooms.head_of(nr)? else { return Ok(None) };
-        let Some(event) = self.rooms.event(nr, member.event)? else { return Ok(None) };
-        let unwanted = member.state == MembershipState::Invite && self.tastes.ignores(event.sender());
-        if unwanted || !self.filter.rooms.take(&head.room_id) {
+        if !self.filter.rooms.take(&head.room_id) {
             return Ok(None);
         }
-        let actor = UserId::parse(event.sender()).ok().filter(|sender| sender != self.user_id);
-        let mut positions = Vec::new();
-        for (kind, key) in stripped::keys(actor.as_deref()) {
-            positions.extend(self.rooms.state_at(event.after, &kind.to_string(), &key)?);
-        }
-        positions.push(member.event);
-        let events = self.recent.state_events(self.rooms, nr, &positions)?;
-        Ok(Some(Stripped { room_id: head.room_id, events: events.into_iter().map(|(_, event)| event).collect() }))
+        self.viewer().stripped(nr, member)
     }
 
     /// What the user was in a room at a position of the stream.
@@ -190,78 +156,11 @@ impl Collector<'_> {
         until: Pos,
         sight: &Sight<'_, store::Snapshot>,
     ) -> Result<Window> {
-        let remembered = since.and_then(|since| self.recent.events(nr, since, until));
-        if let Some(newest_first) = remembered {
-            return self.fill(newest_first.into_iter().map(Ok), room_id, since, until, sight);
-        }
-        let mut span = schema::EVENTS.prefix((nr,)).through((nr, until)).reversed();
-        if let Some(since) = since {
-            span = span.after((nr, since));
-        }
-        let rows = self.rooms.read.scan(&schema::EVENTS, span);
-        self.fill(rows.map(|row| Ok(row.map(|((_, at), event)| (at, event))?)), room_id, since, until, sight)
-    }
-
-    fn fill(
-        &self,
-        newest_first: impl Iterator<Item = Result<(Pos, StoredEvent)>>,
-        room_id: &str,
-        since: Option<Pos>,
-        until: Pos,
-        sight: &Sight<'_, store::Snapshot>,
-    ) -> Result<Window> {
-        let limit = self.filter.timeline_limit();
-        let wants_room = self.filter.timeline.rooms.take(room_id);
-        let mut window = Window { events: Vec::new(), limited: false, prev_batch: until, base: None, complete: true };
-        let mut base = None;
-        for (scanned, row) in newest_first.enumerate() {
-            let (at, event) = row?;
-            if !wants_room || !self.shows(at, &event, sight)? {
-                window.complete = false;
-                base = Some(event.before());
-            } else if window.events.len() < limit {
-                base = Some(event.before());
-                window.events.push((at, event));
-            } else {
-                window.limited = true;
-            }
-            window.limited |= scanned >= MAX_SCANNED;
-            if window.limited {
-                break;
-            }
-        }
-        window.events.reverse();
-        window.base = base.filter(|_| !window.limited);
-        window.prev_batch = match (window.events.first(), since) {
-            (Some((first, _)), _) => Pos(first.0.saturating_sub(1)),
-            (None, Some(since)) if !window.limited => since,
-            (None, _) => until,
-        };
-        Ok(window)
-    }
-
-    fn shows(&self, at: Pos, event: &StoredEvent, sight: &Sight<'_, store::Snapshot>) -> Result<bool> {
-        let ignored = event.state_key().is_none() && self.tastes.ignores(event.sender());
-        Ok(!event.hidden() && !ignored && self.filter.timeline.take(event) && sight.may_see(at, event)?)
-    }
-
-    fn timeline(&self, nr: RoomNr, window: Window, sight: &Sight<'_, store::Snapshot>) -> Result<Timeline> {
-        let mut events = Vec::with_capacity(window.events.len());
-        for (at, event) in window.events {
-            let mut shown = Shown::plain(at, event);
-            shown.membership = Some(sight.membership_at(at, &shown.event)?);
-            if let Some(replaced) = shown.event.replaces()
-                && let Some(event) = self.rooms.event(nr, replaced)?
-                && sight.may_see(replaced, &event)?
-            {
-                shown.replaced = Some(event);
-            }
-            if let Some(by) = shown.event.redacted_by() {
-                shown.redaction = self.rooms.event(nr, by)?;
-            }
-            events.push(shown);
-        }
-        Ok(Timeline { events, limited: window.limited, prev_batch: window.prev_batch })
+        let (viewer, filter) = (self.viewer(), &self.filter.timeline);
+        let wants_room = filter.rooms.take(room_id);
+        let stretch = Stretch { since, until, limit: self.filter.timeline_limit() };
+        viewer
+            .window(nr, stretch, |at, event| Ok(wants_room && filter.take(event) && viewer.shows(at, event, sight)?))
     }
 
     // ---- state ---------------------------------------------------------------------------------------------------
@@ -361,8 +260,7 @@ impl Collector<'_> {
         let heroes = if self.has_name(nr, head.state)? {
             None
         } else {
-            let candidates = self.candidates(nr, head.state)?;
-            let heroes = summary::heroes(self.user_id, candidates.present.clone(), candidates.gone.clone());
+            let heroes = self.viewer().heroes(nr, head.state)?;
             Some(heroes.into_iter().map(String::from).collect())
         };
         Ok(Some(Summary { heroes, joined: head.joined_members, invited: head.invited_members }))
@@ -383,74 +281,24 @@ impl Collector<'_> {
 
     fn has_name(&self, nr: RoomNr, root: Root) -> Result<bool> {
         for (kind, field) in NAMES.into_iter().zip(["name", "alias"]) {
-            let event = self.rooms.state_event(nr, root, kind, "")?;
-            let name = event.as_ref().and_then(|event| shown::content_field::<String>(event, field));
-            if name.is_some_and(|name| !name.is_empty()) {
+            if self.viewer().text(nr, root, kind, field)?.is_some() {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// The first members in the order of their member events. The same for everybody who asks, so it is kept.
-    fn candidates(&self, nr: RoomNr, root: Root) -> Result<std::sync::Arc<Candidates>> {
-        if let Some(known) = self.candidates.get(&root) {
-            return Ok(known);
-        }
-        let mut positions = self.rooms.state_positions(root, Select::Only(state::Part::Members))?;
-        positions.sort_unstable();
-        let mut found = Candidates { present: Vec::new(), gone: Vec::new() };
-        for at in positions.into_iter().take(MAX_CANDIDATES) {
-            // One more than are named: whoever asks is not named.
-            if found.present.len() > summary::MAX_HEROES {
-                break;
-            }
-            for (_, event) in self.recent.state_events(self.rooms, nr, &[at])? {
-                let Some(user_id) = event.state_key().and_then(|key| UserId::parse(key).ok()) else { continue };
-                match shown::membership(&event) {
-                    Some(MembershipState::Join | MembershipState::Invite) => found.present.push(user_id),
-                    Some(MembershipState::Leave | MembershipState::Ban) if found.gone.len() <= summary::MAX_HEROES => {
-                        found.gone.push(user_id);
-                    }
-                    _ => {}
-                }
-            }
-        }
-        let found = std::sync::Arc::new(found);
-        self.candidates.insert(root, found.clone());
-        Ok(found)
-    }
-
     // ---- receipts ------------------------------------------------------------------------------------------------
 
     /// Receipts that the user may see, and whether one of their own is among them.
     fn receipts(&self, nr: RoomNr, room_id: &str, since: Option<Pos>) -> Result<(Vec<ReadBy>, bool)> {
-        let mut span = schema::RECEIPT_LOG.prefix((nr,)).reversed();
-        span = match since {
-            Some(since) => span.after((nr, since)),
-            None => span.limit(MAX_RECEIPTS),
-        };
         let wanted = self.filter.ephemeral.take_kind("m.receipt") && self.filter.ephemeral.rooms.take(room_id);
-        let (mut receipts, mut own) = (Vec::new(), false);
-        for row in self.rooms.read.scan(&schema::RECEIPT_LOG, span) {
-            let (_, key) = row?;
-            let mine = key.user_id == self.user_id.as_str();
-            own |= mine;
-            let hidden = !mine && (key.private || self.tastes.ignores(&key.user_id));
-            if hidden || !wanted {
-                continue;
-            }
-            let kind = (key.private, key.thread.as_str());
-            let Some(receipt) = self.rooms.read.get(&schema::RECEIPTS, (nr, &key.user_id, kind))? else { continue };
-            receipts.push(ReadBy {
-                event_id: receipt.event_id,
-                user_id: key.user_id,
-                private: key.private,
-                thread: key.thread,
-                ts: receipt.ts,
-            });
-        }
-        Ok((receipts, own))
+        self.viewer().receipts(nr, since, MAX_RECEIPTS, |_, _| wanted)
+    }
+
+    fn viewer(&self) -> Viewer<'_> {
+        let Self { user_id, rooms, recent, candidates, tastes, .. } = *self;
+        Viewer { user_id, rooms, recent, candidates, tastes }
     }
 }
 
