@@ -12,8 +12,8 @@ use crate::check::{Shown, read_on};
 use crate::client::{Session, part};
 use crate::server::Server;
 
-const DISK_MIB: usize = 64;
-const BALLAST_MIB: usize = 24;
+const DISK_MIB: usize = 256;
+const BALLAST_MIB: usize = 64;
 const RECOVERY: Duration = Duration::from_secs(30);
 
 /// A tmpfs that goes away with the value.
