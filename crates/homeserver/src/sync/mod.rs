@@ -83,3 +83,6 @@ impl Sync {
         self.serial.load(Ordering::SeqCst)
     }
 }
+
+#[cfg(test)]
+mod tests;
