@@ -81,8 +81,8 @@ pub const DEVICES: Table<(String, String), Device> =
     Table::new(0x12, "devices", Hint::Small, Some(|(user, _)| topic::user(user)), "a device, by user ID and device ID");
 /// The key is the SHA-256 of the token, so that a stolen disk does not log anybody in.
 pub const TOKENS: Table<[u8; 32], Token> =
-    Table::new(0x13, "tokens", Hint::Small, None, "an access, refresh or login token, by hash");
-/// The device ID is empty for login tokens.
+    Table::new(0x13, "tokens", Hint::Small, None, "an access, refresh, login or OpenID token, by hash");
+/// The device ID is empty for login and OpenID tokens.
 pub const DEVICE_TOKENS: Table<(String, String, [u8; 32]), ()> =
     Table::new(0x14, "device_tokens", Hint::Small, None, "a device's tokens, by user ID, device ID and token hash");
 pub const REGISTRATION_TOKENS: Table<String, RegistrationToken> =
@@ -262,6 +262,8 @@ pub enum TokenKind {
     Refresh,
     /// Logs its user in once.
     Login,
+    /// Says who its user is.
+    OpenId,
 }
 
 /// What a token stands for.

@@ -25,6 +25,8 @@ pub struct Grant {
 /// Pairs that were given out for one refresh token before any of them was used. A client that loses answers asks
 /// again; one that asks more often than this is broken, and its older answers are worth nothing.
 const MAX_SIBLINGS: usize = 16;
+/// Login and OpenID tokens of one user at a time, next to the newest.
+const MAX_APART: usize = 64;
 /// Ended access tokens stay known for this long, so that the client learns that its session lives.
 const KEEP_ENDED_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -50,16 +52,31 @@ pub fn close(tx: &mut Tx, user_id: &str, device_id: &str) -> Result<()> {
 
 /// A token that logs its user in once, on another device.
 pub fn issue_login(app: &App, tx: &mut Tx, user_id: &str) -> Result<String> {
+    issue_apart(app, tx, user_id, TokenKind::Login, app.config.auth.login_token_lifetime.get())
+}
+
+/// How long an OpenID token lasts.
+pub const OPENID_LIFETIME: Duration = Duration::from_secs(60 * 60);
+
+/// A token that says who its user is.
+pub fn issue_openid(app: &App, tx: &mut Tx, user_id: &str) -> Result<String> {
+    issue_apart(app, tx, user_id, TokenKind::OpenId, OPENID_LIFETIME)
+}
+
+/// A token that belongs to no device. Those that have ended go.
+fn issue_apart(app: &App, tx: &mut Tx, user_id: &str, kind: TokenKind, lifetime: Duration) -> Result<String> {
     let now = app.clock.now_ms();
+    let mut live = 0;
     for (_, _, hash) in of_device(tx, user_id, NO_DEVICE)? {
-        if tx.get(&TOKENS, &hash)?.is_none_or(|token| token.ended(now)) {
+        if live >= MAX_APART || tx.get(&TOKENS, &hash)?.is_none_or(|token| token.ended(now)) {
             drop_token(tx, user_id, NO_DEVICE, &hash);
+        } else {
+            live += 1;
         }
     }
-    let secret = new_secret(app, "skl");
-    let lifetime = app.config.auth.login_token_lifetime.get();
+    let secret = new_secret(app, if kind == TokenKind::Login { "skl" } else { "sko" });
     let token = Token {
-        kind: TokenKind::Login,
+        kind,
         user_id: user_id.to_owned(),
         device_id: NO_DEVICE.to_owned(),
         expires_ts: Some(now.saturating_add(millis(lifetime))),
@@ -121,7 +138,7 @@ pub fn session_lives(read: &impl Read, token: &Token) -> Result<bool> {
     Ok(false)
 }
 
-/// Login tokens belong to no device.
+/// Login and OpenID tokens belong to no device.
 pub const NO_DEVICE: &str = "";
 
 impl Token {

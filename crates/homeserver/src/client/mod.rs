@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod account_data;
+pub mod admin;
 pub mod capabilities;
 pub mod create_room;
 pub mod devices;
@@ -14,6 +15,7 @@ pub mod members;
 pub mod membership;
 pub mod message;
 pub mod messages;
+pub mod openid;
 pub mod presence;
 pub mod profile;
 pub mod push_rules;
@@ -27,3 +29,4 @@ pub mod session;
 pub mod sync;
 pub mod tags;
 pub mod typing;
+pub mod user_directory;

@@ -91,8 +91,8 @@ async fn by_password(app: &App, login: &Login) -> Result<OwnedUserId> {
     let named = named.ok_or_else(|| Error::missing_param("identifier is missing"))?;
     let password = login.password.as_deref().ok_or_else(|| Error::missing_param("password is missing"))?;
     let named = named.to_ascii_lowercase();
-    app.limits.check(Class::Login, Owner::Name(&named))?;
     let user_id = accounts::local_user(&app.server_name, &named);
+    app.limits.check(Class::Login, Owner::Name(user_id.as_ref().map_or(&*named, |user_id| user_id.as_str())))?;
     let user = user_id.as_ref().map(|user_id| accounts::find(app, user_id)).transpose()?.flatten();
     let hash = user.as_ref().and_then(|user| user.password_hash.as_deref());
     let fits = app.auth.passwords.verify(hash, password).await?;

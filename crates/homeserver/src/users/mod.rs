@@ -4,6 +4,7 @@
 pub mod account_data;
 pub mod accounts;
 pub mod admin;
+pub mod directory;
 pub mod filters;
 pub mod profiles;
 pub mod push_rules;
