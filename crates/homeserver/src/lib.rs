@@ -11,6 +11,7 @@ pub mod config;
 pub mod error;
 pub mod http;
 pub mod jobs;
+pub mod limits;
 pub mod log;
 pub mod media;
 pub mod metrics;

@@ -14,7 +14,7 @@ use crate::auth::Auth;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::Router;
-use crate::http::limits::Limits;
+use crate::limits::Limits;
 use crate::media::Media;
 use crate::metrics::Metrics;
 use crate::rng::Rng;

@@ -15,7 +15,7 @@ use store::Read as _;
 use crate::App;
 use crate::auth::Requester;
 use crate::error::{Error, Result};
-use crate::http::limits::{Class, Owner};
+use crate::limits::{Class, Owner};
 use crate::schema::{REGISTRATION_TOKENS, RegistrationToken, USERS};
 
 /// One thing to prove.

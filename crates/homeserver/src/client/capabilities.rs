@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 
 use crate::auth::Access;
 use crate::error::Result;
-use crate::http::limits::Class;
 use crate::http::{RawCtx, Response, Routes, json_response};
+use crate::limits::Class;
 
 /// The versions that rooms may have.
 const ROOM_VERSIONS: [RoomVersionId; 7] = [

@@ -3,8 +3,8 @@
 use ruma::api::client::room::create_room::v3::{Request, Response};
 
 use crate::error::Result;
-use crate::http::limits::Class;
 use crate::http::{Ctx, Routes};
+use crate::limits::Class;
 
 pub fn routes() -> Routes {
     Routes::default().ruma(create_room).limit(Class::Other)

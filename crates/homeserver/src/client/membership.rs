@@ -11,8 +11,8 @@ use store::Read as _;
 use crate::App;
 use crate::auth::Requester;
 use crate::error::{Error, Result};
-use crate::http::limits::Class;
 use crate::http::{Ctx, Routes};
+use crate::limits::Class;
 use crate::rooms::membership::{Wish, carry_out, forget};
 use crate::schema;
 

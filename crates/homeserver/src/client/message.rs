@@ -8,8 +8,8 @@ use ruma::events::TimelineEventType;
 use ruma::{CanonicalJsonObject, CanonicalJsonValue, EventId};
 
 use crate::error::{Error, Result};
-use crate::http::limits::Class;
 use crate::http::{Ctx, Routes};
+use crate::limits::Class;
 use crate::rooms::create::timestamp;
 use crate::rooms::send::{TxnKey, content_from, redaction, send, send_state};
 

@@ -20,7 +20,7 @@ pub mod presence;
 pub mod profile;
 pub mod push_rules;
 #[cfg(test)]
-mod reading;
+mod reading_tests;
 pub mod receipts;
 pub mod register;
 pub mod relations;

@@ -8,8 +8,8 @@ use store::Tx;
 use crate::App;
 use crate::auth::Access;
 use crate::error::{Error, Result};
-use crate::http::limits::Class;
 use crate::http::{RawCtx, Response, Routes, json_response};
+use crate::limits::Class;
 use crate::users::{accounts, profiles};
 
 const WHOLE: &[&str] = &[

@@ -11,8 +11,8 @@ use crate::auth::uia::{self, Challenge, Stage};
 use crate::auth::{Access, devices};
 use crate::config::RegistrationMode;
 use crate::error::{Error, Result};
-use crate::http::limits::Class;
 use crate::http::{Ctx, Routes};
+use crate::limits::Class;
 use crate::users::accounts::{self, NewAccount};
 
 pub fn routes() -> Routes {

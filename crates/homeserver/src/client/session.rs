@@ -14,8 +14,8 @@ use crate::auth::tokens::{self, Grant};
 use crate::auth::uia::{self, UserIdentifier};
 use crate::auth::{Requester, devices};
 use crate::error::{Error, Result};
-use crate::http::limits::{Class, Owner};
 use crate::http::{Ctx, RawCtx, Response, Routes, json_response};
+use crate::limits::{Class, Owner};
 use crate::users::accounts;
 
 pub fn routes() -> Routes {

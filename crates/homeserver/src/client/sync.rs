@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use http::Method;
+use http::{Method, StatusCode};
 use ruma::presence::PresenceState;
 use serde::Deserialize;
 
 use crate::auth::Access;
 use crate::error::Result;
-use crate::http::{RawCtx, Response, Routes};
+use crate::http::{RawCtx, Response, Routes, json_response};
 use crate::sync::assemble::StateAfter;
 use crate::sync::wait::{Poll, Terms};
 
@@ -35,7 +35,7 @@ struct Query {
 /// The request is gone before anything is waited for.
 fn sync(ctx: RawCtx) -> impl Future<Output = Result<Response>> + Send {
     let poll = begin(ctx);
-    async move { poll?.answer().await }
+    async move { Ok(json_response(StatusCode::OK, poll?.answer().await?)) }
 }
 
 fn begin(ctx: RawCtx) -> Result<Poll> {

@@ -14,7 +14,6 @@ mod body;
 mod context;
 mod errors;
 mod json;
-pub mod limits;
 pub mod listener;
 mod local;
 mod router;

@@ -19,12 +19,12 @@ use smallvec::SmallVec;
 use tracing::Instrument as _;
 
 use super::json::check_object;
-use super::limits::Owner;
 use super::routes::{Endpoint, Pending, Run};
 use super::{Body, RawCtx, Request, Response, Routes};
 use crate::App;
 use crate::auth::{self, Access, Credentials, Requester};
 use crate::error::{Error, Result};
+use crate::limits::Owner;
 use crate::metrics::RouteMetrics;
 
 /// Answers requests. Cheap to clone.

@@ -18,11 +18,11 @@ use ruma::api::path_builder::PathBuilder;
 use ruma::api::{IncomingRequest, IncomingRequestExt as _, OutgoingResponse, OutgoingResponseExt as _};
 use smallvec::SmallVec;
 
-use super::limits::Class;
 use super::router::{Args, Prelude};
 use super::{Body, Ctx, RawCtx, Response};
 use crate::auth::{Access, Scheme};
 use crate::error::{Error, Result};
+use crate::limits::Class;
 
 #[derive(Default)]
 pub struct Routes {

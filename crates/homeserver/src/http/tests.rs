@@ -14,12 +14,12 @@ use ruma::api::client::state::get_state_event_for_key;
 use ruma::api::client::sync::sync_events;
 use serde_json::json;
 
-use super::limits::Class;
 use super::{Answer, Body, Ctx, Local, MAX_DEPTH, RawCtx, Request, Response, Router, Routes, json_response};
 use crate::App;
 use crate::auth::Access;
 use crate::config::{Config, Limit, Size, Span};
 use crate::error::{Error, Result};
+use crate::limits::Class;
 
 async fn whoami(ctx: Ctx<whoami::v3::Request>) -> Result<whoami::v3::Response> {
     Ok(whoami::v3::Response { user_id: ctx.requester.user_id, device_id: None, is_guest: false })

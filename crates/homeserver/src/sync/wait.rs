@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
 use ruma::presence::PresenceState;
 use ruma::{OwnedDeviceId, OwnedUserId};
 
@@ -20,7 +19,6 @@ use super::token::{Ephemeral, SyncToken};
 use crate::App;
 use crate::blocking;
 use crate::error::{Error, Result};
-use crate::http::{Response, json_response};
 
 /// No poll waits longer: proxies cut connections that are silent for a minute.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(50);
@@ -69,7 +67,7 @@ impl Poll {
     }
 
     /// Answers, when there is something to say or the time is over.
-    pub async fn answer(mut self) -> Result<Response> {
+    pub async fn answer(mut self) -> Result<Vec<u8>> {
         if self.since.is_none() || self.full_state {
             return self.large().await;
         }
@@ -93,14 +91,14 @@ impl Poll {
     }
 
     /// An answer that is about everything: made elsewhere, because it takes its time.
-    async fn large(self) -> Result<Response> {
+    async fn large(self) -> Result<Vec<u8>> {
         let app = self.app.clone();
         let _turn = app.sync.large.acquire().await.map_err(Error::internal)?;
         blocking::run(move || Ok(self.dressed(&collect(&self.ask())?))).await?
     }
 
     /// One look at the store: an answer, or the poll moves on to where there is nothing new.
-    fn look(&mut self) -> Result<Option<Response>> {
+    fn look(&mut self) -> Result<Option<Vec<u8>>> {
         let here = self.here();
         let quiet = here.ephemeral.boot == self.app.sync.boot && here.ephemeral.serial == self.app.sync.serial();
         if quiet && let Some(version) = self.live.idle_since(&self.app.store, here.version) {
@@ -133,7 +131,7 @@ impl Poll {
         }
     }
 
-    fn dressed(&self, material: &Material) -> Response {
+    fn dressed(&self, material: &Material) -> Vec<u8> {
         let dress = Dress {
             now_ms: self.app.clock.now_ms(),
             device_id: self.device_id.as_deref().map(|device| device.as_str()),
@@ -142,7 +140,7 @@ impl Poll {
             state_after: self.state_after,
             thread_counts: self.filter.thread_counts,
         };
-        json_response(StatusCode::OK, assemble(material, &dress))
+        assemble(material, &dress)
     }
 }
 
