@@ -9,8 +9,8 @@ use store::Read as _;
 
 use crate::auth::Access;
 use crate::error::{Error, Result};
-use crate::http::limits::Class;
 use crate::http::{RawCtx, Response, Routes, json_response};
+use crate::limits::Class;
 use crate::schema::{self, MembershipState, room_nr};
 use crate::sync::{presence, typing};
 
@@ -18,10 +18,8 @@ use crate::sync::{presence, typing};
 const DEFAULT_TIMEOUT_MS: u64 = 30_000;
 
 pub fn routes() -> Routes {
-    let paths = [
-        "/_matrix/client/r0/rooms/{room_id}/typing/{user_id}",
-        "/_matrix/client/v3/rooms/{room_id}/typing/{user_id}",
-    ];
+    let paths =
+        ["/_matrix/client/r0/rooms/{room_id}/typing/{user_id}", "/_matrix/client/v3/rooms/{room_id}/typing/{user_id}"];
     Routes::default().raw(Method::PUT, &paths, set_typing).access(Access::Token).limit(Class::Other).guests()
 }
 

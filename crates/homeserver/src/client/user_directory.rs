@@ -3,8 +3,8 @@
 use ruma::api::client::user_directory::search_users::v3::{Request, Response, User};
 
 use crate::error::{Error, Result};
-use crate::http::limits::Class;
 use crate::http::{Ctx, Routes};
+use crate::limits::Class;
 use crate::users::directory;
 
 const MAX_RESULTS: u64 = 50;
