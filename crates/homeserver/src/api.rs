@@ -8,6 +8,8 @@ pub fn routes() -> Routes {
     Routes::default()
         .join(client::discovery::routes())
         .join(client::create_room::routes())
+        .join(client::keys::routes())
+        .join(client::to_device::routes())
         .join(client::media::routes())
         .join(client::membership::routes())
         .join(client::message::routes())

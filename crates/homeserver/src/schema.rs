@@ -3,10 +3,12 @@
 //! Tags are never reused. A test pins the list of tables. What the rows are *for* lives in the modules that use them;
 //! how rows are ordered, committed and read lives in the `store` crate.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use bytes::Bytes;
 use ruma::RoomId;
 use serde::{Deserialize, Serialize};
-use store::{Corrupt, Hint, Pos, Raw, Table, TableDef, Value, ValueBuf, postcard_value};
+use store::{Corrupt, Hint, Pos, Raw, Read as _, Table, TableDef, Tx, Value, ValueBuf, postcard_value};
 
 use crate::stored::{Head, StoredEvent};
 
@@ -174,6 +176,83 @@ pub const THUMBNAILS: Table<([u8; 32], ThumbnailKey), Thumbnail> = Table::new(
 pub const PENDING_MEDIA: Table<(String, String), u64> =
     Table::new(0x44, "pending_media", Hint::Small, None, "when a kept place is given up, by user ID and media ID");
 
+// ---- end-to-end keys and messages to devices ---------------------------------------------------------------------
+
+pub const DEVICE_KEYS: Table<(String, String), DeviceKeys> =
+    Table::new(0x50, "device_keys", Hint::Small, None, "the identity keys of a device, by user ID and device ID");
+pub const ONE_TIME_KEYS: Table<(String, String, String, Pos, u16), OneTimeKey> = Table::new(
+    0x51,
+    "one_time_keys",
+    Hint::Small,
+    None,
+    "a one-time key that nobody has claimed yet, by user ID, device ID, algorithm, position of the upload, and index",
+);
+/// The row outlives the key: a device that uploads a key again, because it missed the answer, does not bring back one
+/// that was claimed meanwhile.
+pub const ONE_TIME_KEY_IDS: Table<(String, String, String), OneTimeKeyId> = Table::new(
+    0x52,
+    "one_time_key_ids",
+    Hint::Small,
+    None,
+    "a one-time key that was ever uploaded, by user ID, device ID and key ID",
+);
+pub const FALLBACK_KEYS: Table<(String, String, String), FallbackKey> = Table::new(
+    0x53,
+    "fallback_keys",
+    Hint::Small,
+    None,
+    "the key to give out when no one-time key is left, by user ID, device ID and algorithm",
+);
+pub const KEY_COUNTS: Table<(String, String), KeyCounts> = Table::new(
+    0x54,
+    "key_counts",
+    Hint::Small,
+    Some(|(user, _)| topic::user(user)),
+    "how many keys of a device are left, by user ID and device ID",
+);
+/// Written by [`device_list_changed`] only; a user has one row, the newest.
+pub const DEVICE_LIST_LOG: Table<Pos, String> =
+    Table::new(0x55, "device_list_log", Hint::Log, None, "whose devices or device keys changed here last");
+pub const DEVICE_LIST_AT: Table<String, Pos> =
+    Table::new(0x56, "device_list_at", Hint::Small, None, "where a user's devices or device keys changed last");
+/// Nobody is told of a row by its own topic, but by that of [`TO_DEVICE_AT`]: deleting is no news.
+pub const TO_DEVICE: Table<(String, String, Pos), ToDevice> = Table::new(
+    0x57,
+    "to_device",
+    Hint::Log,
+    None,
+    "a message that a device has not acknowledged, by user ID, device ID and position",
+)
+.chunked();
+pub const TO_DEVICE_AT: Table<(String, String), Pos> = Table::new(
+    0x58,
+    "to_device_at",
+    Hint::Small,
+    Some(|(user, _)| topic::user(user)),
+    "where the last message to a device is or was, by user ID and device ID",
+);
+
+/// Says that a user's devices or their keys changed: writes the rows, and wakes everybody in a room with the user.
+pub fn device_list_changed(tx: &mut Tx, user_id: &str) -> store::Result<()> {
+    match tx.get(&DEVICE_LIST_AT, user_id)? {
+        // Once in a commit is enough.
+        Some(last) if last.is_pending() => return Ok(()),
+        Some(last) => tx.delete(&DEVICE_LIST_LOG, last),
+        None => {}
+    }
+    let at = tx.next_pos();
+    tx.put(&DEVICE_LIST_LOG, at, &user_id.to_owned());
+    tx.put(&DEVICE_LIST_AT, user_id, &at);
+    tx.touch(topic::user(user_id));
+    // Who joins meanwhile gets the new list because they join.
+    let rooms: Vec<(_, Membership)> =
+        tx.unchecked().scan(&MEMBERSHIPS, MEMBERSHIPS.prefix((user_id,))).collect::<store::Result<_>>()?;
+    for ((_, room), _) in rooms.iter().filter(|(_, member)| member.state == MembershipState::Join) {
+        tx.touch(topic::room(*room));
+    }
+    Ok(())
+}
+
 /// All tables, for export, for the documentation and for the test that pins them.
 pub fn tables() -> Vec<TableDef> {
     vec![
@@ -207,6 +286,15 @@ pub fn tables() -> Vec<TableDef> {
         MEDIA_FILES.def(),
         THUMBNAILS.def(),
         PENDING_MEDIA.def(),
+        DEVICE_KEYS.def(),
+        ONE_TIME_KEYS.def(),
+        ONE_TIME_KEY_IDS.def(),
+        FALLBACK_KEYS.def(),
+        KEY_COUNTS.def(),
+        DEVICE_LIST_LOG.def(),
+        DEVICE_LIST_AT.def(),
+        TO_DEVICE.def(),
+        TO_DEVICE_AT.def(),
     ]
 }
 
@@ -506,6 +594,123 @@ pub struct Thumbnail {
     pub content_type: String,
 }
 postcard_value!(Thumbnail, 1);
+
+/// JSON in its own words, after one byte of format version.
+macro_rules! json_value {
+    ($type:ident, $what:literal) => {
+        impl $type {
+            /// The JSON in the bytes of a row.
+            pub fn json_of(row: &[u8]) -> &[u8] {
+                row.get(1..).unwrap_or_default()
+            }
+        }
+
+        impl Value for $type {
+            fn encode(&self, out: &mut ValueBuf) {
+                out.u8(1);
+                out.raw(&self.0);
+            }
+            fn decode(raw: Raw<'_>) -> Result<Self, Corrupt> {
+                let mut bytes = raw.into_bytes();
+                if bytes.first() != Some(&1) {
+                    return Err(Corrupt::new(concat!($what, " of an unknown format")));
+                }
+                Ok($type(bytes.split_off(1)))
+            }
+        }
+    };
+}
+
+/// The `device_keys` of an upload as JSON, without `unsigned`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceKeys(pub Bytes);
+json_value!(DeviceKeys, "device keys");
+
+/// A message to a device: the event as JSON, as the device gets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToDevice(pub Bytes);
+json_value!(ToDevice, "a message to a device");
+
+/// A one-time key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OneTimeKey {
+    /// With the algorithm in front.
+    pub key_id: String,
+    pub json: Bytes,
+}
+
+impl Value for OneTimeKey {
+    fn encode(&self, out: &mut ValueBuf) {
+        out.u8(1);
+        out.str(&self.key_id);
+        out.raw(&self.json);
+    }
+    fn decode(raw: Raw<'_>) -> Result<Self, Corrupt> {
+        let mut r = raw.reader();
+        format_one(r.u8()?)?;
+        Ok(OneTimeKey { key_id: r.str()?.to_owned(), json: Bytes::copy_from_slice(r.rest()) })
+    }
+}
+
+/// A one-time key that was ever uploaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OneTimeKeyId {
+    /// The beginning of the SHA-256 of the key: tells whether it is the same key.
+    pub digest: [u8; 16],
+    pub claimed: bool,
+}
+postcard_value!(OneTimeKeyId, 1);
+
+/// A key that is given out again and again while there is no one-time key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FallbackKey {
+    /// With the algorithm in front.
+    pub key_id: String,
+    /// Somebody has it: the device should upload another one.
+    pub used: bool,
+    pub json: Bytes,
+}
+
+impl Value for FallbackKey {
+    fn encode(&self, out: &mut ValueBuf) {
+        out.u8(1);
+        out.u8(u8::from(self.used));
+        out.str(&self.key_id);
+        out.raw(&self.json);
+    }
+    fn decode(raw: Raw<'_>) -> Result<Self, Corrupt> {
+        let mut r = raw.reader();
+        format_one(r.u8()?)?;
+        let used = r.u8()? != 0;
+        Ok(FallbackKey { used, key_id: r.str()?.to_owned(), json: Bytes::copy_from_slice(r.rest()) })
+    }
+}
+
+/// How many keys of a device are left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyCounts {
+    /// Where that changed last.
+    pub changed: Pos,
+    /// One-time keys, by algorithm.
+    pub one_time: BTreeMap<String, u32>,
+    /// The algorithms whose fallback key nobody was given yet.
+    pub unused_fallback: BTreeSet<String>,
+}
+
+impl Value for KeyCounts {
+    fn encode(&self, out: &mut ValueBuf) {
+        out.u8(1);
+        out.pos(self.changed);
+        out.postcard(&(&self.one_time, &self.unused_fallback));
+    }
+    fn decode(raw: Raw<'_>) -> Result<Self, Corrupt> {
+        let mut r = raw.reader();
+        format_one(r.u8()?)?;
+        let changed = r.pos()?;
+        let (one_time, unused_fallback) = r.postcard()?;
+        Ok(KeyCounts { changed, one_time, unused_fallback })
+    }
+}
 
 fn format_one(version: u8) -> Result<(), Corrupt> {
     if version == 1 { Ok(()) } else { Err(Corrupt::new("an unknown format version")) }

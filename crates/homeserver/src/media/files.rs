@@ -183,9 +183,9 @@ pub struct Incoming {
 
 enum State {
     /// Nothing is being written; the file is made with the first piece.
-    Idle(Option<(Writing, Vec<u8>)>),
+    Idle(Option<(Box<Writing>, Vec<u8>)>),
     /// The last piece is on its way, with its buffer.
-    Busy(JoinHandle<io::Result<(Writing, Vec<u8>)>>),
+    Busy(JoinHandle<io::Result<(Box<Writing>, Vec<u8>)>>),
 }
 
 impl Incoming {
@@ -218,7 +218,7 @@ impl Incoming {
     }
 
     /// Waits for the piece on its way. The file, if there is one yet, and an empty buffer.
-    async fn idle(&mut self) -> io::Result<(Option<Writing>, Vec<u8>)> {
+    async fn idle(&mut self) -> io::Result<(Option<Box<Writing>>, Vec<u8>)> {
         match std::mem::replace(&mut self.state, State::Idle(None)) {
             State::Idle(None) => Ok((None, Vec::new())),
             State::Idle(Some((writing, spare))) => Ok((Some(writing), spare)),
@@ -235,10 +235,14 @@ impl Incoming {
     }
 }
 
-fn write_piece(files: &Files, writing: Option<Writing>, mut piece: Vec<u8>) -> io::Result<(Writing, Vec<u8>)> {
+fn write_piece(
+    files: &Files,
+    writing: Option<Box<Writing>>,
+    mut piece: Vec<u8>,
+) -> io::Result<(Box<Writing>, Vec<u8>)> {
     let mut writing = match writing {
         Some(writing) => writing,
-        None => Writing::new(files)?,
+        None => Box::new(Writing::new(files)?),
     };
     writing.write(&piece)?;
     piece.clear();

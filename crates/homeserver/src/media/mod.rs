@@ -61,8 +61,10 @@ pub struct Media {
     /// Pixels being decoded.
     canvas: Semaphore,
     /// One at a time makes one thumbnail; the others wait and find it made.
-    making: Mutex<HashMap<(Sha256, schema::ThumbnailKey), Weak<AsyncMutex<()>>>>,
+    making: Mutex<Making>,
 }
+
+type Making = HashMap<(Sha256, schema::ThumbnailKey), Weak<AsyncMutex<()>>>;
 
 /// What an upload says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -47,7 +47,8 @@ impl TxnKey {
         }
     }
 
-    fn row(&self) -> (&str, &str, &[u8; 16]) {
+    /// The key of its row.
+    pub fn row(&self) -> (&str, &str, &[u8; 16]) {
         (self.user_id.as_str(), &self.device_id, &self.hash)
     }
 

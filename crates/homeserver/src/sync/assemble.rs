@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ruma::presence::PresenceState;
 use store::Pos;
 
+use super::devices::News;
 use super::filter::Fields;
 use super::material::{Material, ReadBy, Room, Stripped, Summary, Timeline};
 use super::presence::Seen;
@@ -56,6 +57,9 @@ fn size_hint(material: &Material) -> usize {
     256 + material.join.iter().chain(&material.leave).map(room).sum::<usize>()
 }
 
+/// The algorithm of the one-time keys that all clients use.
+const SIGNED: &str = "signed_curve25519";
+
 struct Writer<'a> {
     out: Vec<u8>,
     dress: &'a Dress<'a>,
@@ -97,8 +101,38 @@ impl Writer<'_> {
             self.each(&material.presence, Self::presence);
             self.text("]}");
         }
+        self.devices(&material.devices);
         self.rooms(material);
         self.out.push(b'}');
+    }
+
+    fn devices(&mut self, news: &News) {
+        if !news.to_device.is_empty() {
+            self.text(",\"to_device\":{\"events\":[");
+            self.each(&news.to_device, |writer, event| writer.out.extend_from_slice(event));
+            self.text("]}");
+        }
+        if !news.lists.is_empty() {
+            self.text(",\"device_lists\":{\"changed\":[");
+            self.each(&news.lists.changed, |writer, user_id| writer.string(user_id));
+            self.text("],\"left\":[");
+            self.each(&news.lists.left, |writer, user_id| writer.string(user_id));
+            self.text("]}");
+        }
+        if let Some(counts) = &news.key_counts {
+            self.text(",\"device_one_time_keys_count\":{");
+            // Clients take the absence of this one for not knowing.
+            let none = (!counts.one_time.contains_key(SIGNED)).then_some((SIGNED, 0));
+            let some = counts.one_time.iter().map(|(algorithm, count)| (algorithm.as_str(), *count));
+            self.each(none.into_iter().chain(some), |writer, (algorithm, count)| {
+                writer.string(algorithm);
+                writer.out.push(b':');
+                writer.number(count.into());
+            });
+            self.text("},\"device_unused_fallback_key_types\":[");
+            self.each(&counts.unused_fallback, |writer, algorithm| writer.string(algorithm));
+            self.out.push(b']');
+        }
     }
 
     fn rooms(&mut self, material: &Material) {

@@ -14,6 +14,7 @@ use serde_json::json;
 use store::{Pos, Read as _, Snapshot};
 
 use super::assemble::StateAfter;
+use super::devices::Lists;
 use super::filter::Filter;
 use super::lazy::Sent;
 use super::live::{LiveUser, Look, Memberships, Tastes};
@@ -45,6 +46,7 @@ pub struct Ask<'a> {
 pub struct Collector<'a> {
     pub(super) app: &'a App,
     pub(super) user_id: &'a UserId,
+    pub(super) device_id: Option<&'a DeviceId>,
     pub(super) live: &'a LiveUser,
     pub(super) filter: &'a Filter,
     pub(super) since: Option<SyncToken>,
@@ -71,6 +73,18 @@ struct News {
 
 /// Reads what is new for the client.
 pub fn collect(ask: &Ask<'_>) -> Result<Material> {
+    collect_with(ask, |collector, ephemeral| collector.material(ephemeral))
+}
+
+/// Reads only whose devices changed.
+pub fn device_lists(ask: &Ask<'_>) -> Result<Lists> {
+    collect_with(ask, |collector, _| {
+        let rooms = collector.changed_rooms()?;
+        collector.device_lists(&rooms_of(&rooms))
+    })
+}
+
+fn collect_with<T>(ask: &Ask<'_>, read: impl FnOnce(&Collector<'_>, Ephemeral) -> Result<T>) -> Result<T> {
     let Ask { app, user_id, device_id, live, filter, since, full_state, state_after } = *ask;
     // Before anything is read: what changes meanwhile is told again rather than not at all.
     let serial = app.sync.serial();
@@ -80,6 +94,7 @@ pub fn collect(ask: &Ask<'_>) -> Result<Material> {
     let collector = Collector {
         app,
         user_id,
+        device_id,
         live,
         filter,
         since,
@@ -94,13 +109,19 @@ pub fn collect(ask: &Ask<'_>) -> Result<Material> {
         version: snapshot.version(),
         account_moved,
     };
-    collector.material(Ephemeral { boot: app.sync.boot, serial, typing: false })
+    read(&collector, Ephemeral { boot: app.sync.boot, serial, typing: false })
+}
+
+/// The rooms with new events.
+fn rooms_of(changed: &BTreeMap<RoomNr, News>) -> Vec<RoomNr> {
+    changed.iter().filter(|(_, news)| news.what.events).map(|(room, _)| *room).collect()
 }
 
 impl Collector<'_> {
     fn material(&self, ephemeral: Ephemeral) -> Result<Material> {
-        let mut material = Material::nothing(SyncToken { version: self.version, ephemeral });
+        let mut material = Material::nothing(SyncToken { version: self.version, ephemeral, to_device: None });
         let mut news = self.changed_rooms()?;
+        material.devices = self.device_news(&rooms_of(&news), &mut material.next)?;
         self.account_data(&mut material, &mut news)?;
         self.typing(&mut material, &mut news);
         self.joined_rooms(&mut material, news)?;
@@ -109,7 +130,7 @@ impl Collector<'_> {
         Ok(material)
     }
 
-    fn since_version(&self) -> Option<Pos> {
+    pub(super) fn since_version(&self) -> Option<Pos> {
         self.since.map(|since| since.version)
     }
 

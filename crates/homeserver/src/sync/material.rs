@@ -4,6 +4,7 @@ use bytes::Bytes;
 use ruma::OwnedUserId;
 use store::Pos;
 
+use super::devices;
 use super::presence::Seen;
 use super::token::SyncToken;
 use crate::push::counts::Tally;
@@ -20,6 +21,7 @@ pub struct Material {
     pub leave: Vec<Room>,
     pub account_data: Vec<Datum>,
     pub presence: Vec<Seen>,
+    pub devices: devices::News,
 }
 
 /// A piece of account data: type and content.
@@ -98,6 +100,7 @@ impl Material {
             leave: Vec::new(),
             account_data: Vec::new(),
             presence: Vec::new(),
+            devices: devices::News::default(),
         }
     }
 
@@ -108,5 +111,6 @@ impl Material {
             && self.leave.is_empty()
             && self.account_data.is_empty()
             && self.presence.is_empty()
+            && self.devices.is_empty()
     }
 }

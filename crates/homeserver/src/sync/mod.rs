@@ -5,6 +5,7 @@
 //! - `collect` and `room`: from a snapshot of the store to the material of an answer. `assemble`: from that to JSON.
 //! - `wait`: polls that wait until there is something to say.
 //! - `live`: what is remembered of users who poll. `recent`: what happened lately. `lazy`: which members a device knows.
+//! - `devices`: messages to devices, counts of their keys, and whose devices changed.
 //! - `typing`, `presence`: what is not stored. `unread`: counts of what was not read.
 //! - `receipts`: saying what was read.
 //!
@@ -12,6 +13,7 @@
 
 pub mod assemble;
 pub mod collect;
+pub mod devices;
 pub mod filter;
 pub mod lazy;
 pub mod live;
@@ -35,6 +37,7 @@ use store::Store;
 use tokio::sync::Semaphore;
 
 use crate::rng::Rng;
+use devices::Unacknowledged;
 use filter::Filters;
 use lazy::SentMembers;
 use live::LiveUsers;
@@ -53,6 +56,7 @@ pub struct Sync {
     pub filters: Filters,
     pub typing: Typing,
     pub presence: Presence,
+    pub unacknowledged: Unacknowledged,
     sent: SentMembers,
     candidates: Cache<Root, Arc<Candidates>>,
     large: Semaphore,
@@ -71,6 +75,7 @@ impl Sync {
             filters: Filters::default(),
             typing: Typing::default(),
             presence: Presence::default(),
+            unacknowledged: Unacknowledged::default(),
             sent: SentMembers::default(),
             candidates: Cache::new(1024),
             large: Semaphore::new(LARGE_AT_ONCE),

@@ -2,7 +2,8 @@
 //!
 //! - `s<version>_<boot>.<serial>`, with a `t` at the end while somebody is typing: the `since` and `next_batch` of
 //!   sync. `version` is the store's version that the client has seen everything up to. What is not stored (typing,
-//!   presence) is counted by `serial`; it begins anew with each start of the server, which `boot` tells apart.
+//!   presence) is counted by `serial`; it begins anew with each start of the server, which `boot` tells apart. A `d`
+//!   and a position follow where more messages wait for the device than one answer holds: it has those up to there.
 //! - `t<position>`: a place between two events of a timeline (`prev_batch`, and `start` and `end` of `/messages`).
 //!   Reading backward from it yields events at or before the position, reading forward the events after it.
 //!
@@ -30,12 +31,25 @@ pub struct Ephemeral {
 pub struct SyncToken {
     pub version: Pos,
     pub ephemeral: Ephemeral,
+    /// How far the device has its messages, if not up to `version`.
+    pub to_device: Option<Pos>,
+}
+
+impl SyncToken {
+    /// The device has its messages up to here.
+    pub fn messages(self) -> Pos {
+        self.to_device.unwrap_or(self.version)
+    }
 }
 
 impl fmt::Display for SyncToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Ephemeral { boot, serial, typing } = self.ephemeral;
-        write!(f, "s{}_{boot:08x}.{serial}{}", self.version, if typing { "t" } else { "" })
+        write!(f, "s{}_{boot:08x}.{serial}{}", self.version, if typing { "t" } else { "" })?;
+        match self.to_device {
+            Some(at) => write!(f, "d{at}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -72,12 +86,19 @@ fn parse_sync(text: &str) -> Option<SyncToken> {
         return None;
     }
     let boot = u32::from_str_radix(boot, 16).ok()?;
+    let (serial, to_device) = match serial.split_once('d') {
+        Some((serial, at)) => (serial, Some(number(at).map(Pos)?)),
+        None => (serial, None),
+    };
     let (serial, typing) = match serial.strip_suffix('t') {
         Some(serial) => (serial, true),
         None => (serial, false),
     };
     let version = number(version).map(Pos).filter(|version| *version <= Pos::MAX)?;
-    Some(SyncToken { version, ephemeral: Ephemeral { boot, serial: number(serial)?, typing } })
+    if to_device.is_some_and(|at| at > version) {
+        return None;
+    }
+    Some(SyncToken { version, ephemeral: Ephemeral { boot, serial: number(serial)?, typing }, to_device })
 }
 
 /// Digits only: the standard library would take a sign, too.
@@ -96,8 +117,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pitfall_020_tokens_come_back_as_they_were(version in 0..=Pos::MAX.0, boot: u32, serial: u64, typing: bool) {
-            let token = SyncToken { version: Pos(version), ephemeral: Ephemeral { boot, serial, typing } };
+        fn pitfall_020_tokens_come_back_as_they_were(version in 0..=Pos::MAX.0, boot: u32, serial: u64, typing: bool, left: Option<u64>) {
+            let to_device = left.map(|left| Pos(version.saturating_sub(left)));
+            let token = SyncToken { version: Pos(version), ephemeral: Ephemeral { boot, serial, typing }, to_device };
             prop_assert_eq!(token.to_string().parse::<SyncToken>().unwrap(), token);
             prop_assert_eq!(parse_position(&token.to_string()).unwrap(), token.version);
             prop_assert_eq!(parse_position(&position(token.version)).unwrap(), token.version);
@@ -132,6 +154,9 @@ mod tests {
             "t1 ",
             "12",
             "s1_00000000.1_2",
+            "s1_00000000.1d",
+            "s1_00000000.1d2",
+            "s1_00000000.1d1t",
         ] {
             assert!(text.parse::<SyncToken>().is_err(), "{text}");
             let error = parse_position(text).unwrap_err();

@@ -11,6 +11,7 @@ use ruma::{OwnedDeviceId, OwnedUserId};
 
 use super::assemble::{Dress, StateAfter, assemble};
 use super::collect::{Ask, collect};
+use super::devices;
 use super::filter::Filter;
 use super::live::LiveUser;
 use super::material::Material;
@@ -55,6 +56,9 @@ impl Poll {
         if since.is_some_and(|since| since.version > app.store.tip()) {
             return Err(Error::invalid_param("This token is of a time that has not come"));
         }
+        if let (Some(since), Some(device_id)) = (since, &device_id) {
+            app.sync.unacknowledged.acknowledge(&app, &user_id, device_id, since.messages())?;
+        }
         let filter = app.sync.filters.find(&snapshot, &user_id, terms.filter)?;
         let live = app.sync.live.get(&app.store, &user_id);
         let present = app.config.presence.enabled && terms.presence != PresenceState::Offline;
@@ -80,7 +84,7 @@ impl Poll {
             let waited = self.app.clock.monotonic().saturating_sub(started);
             let left = self.timeout.saturating_sub(waited);
             if left.is_zero() || self.app.shutdown.is_cancelled() {
-                return Ok(self.dressed(&Material::nothing(self.here())));
+                return self.nothing();
             }
             tokio::select! {
                 () = self.live.signal.changed(self.here().version, nudges) => {}
@@ -88,6 +92,14 @@ impl Poll {
                 () = self.app.shutdown.cancelled() => {}
             }
         }
+    }
+
+    /// An answer that says only how many keys there are.
+    fn nothing(&self) -> Result<Response> {
+        let mut material = Material::nothing(self.here());
+        let snapshot = self.app.store.snapshot();
+        material.devices.key_counts = devices::key_counts(&snapshot, &self.user_id, self.device_id.as_deref())?;
+        Ok(self.dressed(&material))
     }
 
     /// An answer that is about everything: made elsewhere, because it takes its time.
@@ -100,7 +112,7 @@ impl Poll {
     /// One look at the store: an answer, or the poll moves on to where there is nothing new.
     fn look(&mut self) -> Result<Option<Vec<u8>>> {
         let here = self.here();
-        let quiet = here.ephemeral.boot == self.app.sync.boot && here.ephemeral.serial == self.app.sync.serial();
+        let quiet = here.to_device.is_none() && here.ephemeral.boot == self.app.sync.boot && here.ephemeral.serial == self.app.sync.serial();
         if quiet && let Some(version) = self.live.idle_since(&self.app.store, here.version) {
             self.since = Some(SyncToken { version: version.max(here.version), ..here });
             return Ok(None);
@@ -115,7 +127,7 @@ impl Poll {
 
     /// Where the client is. Without a token it is before everything.
     fn here(&self) -> SyncToken {
-        self.since.unwrap_or(SyncToken { version: store::Pos::ZERO, ephemeral: Ephemeral::default() })
+        self.since.unwrap_or(SyncToken { version: store::Pos::ZERO, ephemeral: Ephemeral::default(), to_device: None })
     }
 
     fn ask(&self) -> Ask<'_> {
