@@ -1,14 +1,20 @@
 //! Devices: made by a login, deleted with everything that was only theirs.
 
-use store::{Read, Tx};
+use store::limits::BATCH_BYTES;
+use store::{Key, Read, Span, Table, Tx, Value};
 
 use crate::App;
 use crate::auth::tokens;
 use crate::error::{Error, Result};
-use crate::schema::{DEVICE_SEEN, DEVICES, Device, JOBS, Job, TXNS};
+use crate::schema::{
+    self, DEVICE_KEYS, DEVICE_SEEN, DEVICES, Device, FALLBACK_KEYS, JOBS, Job, KEY_COUNTS, ONE_TIME_KEY_IDS,
+    ONE_TIME_KEYS, TO_DEVICE, TO_DEVICE_AT, TXNS,
+};
 
 /// Rows that are deleted together with their device. A device that has more leaves the rest to a job.
 const MAX_ROWS: usize = 2_000;
+/// What a deleted row takes in a batch, on the safe side.
+const ROW_BYTES: usize = 256;
 const MAX_ID_BYTES: usize = 255;
 const MAX_NAME_BYTES: usize = 1_024;
 
@@ -33,6 +39,14 @@ pub fn delete(tx: &mut Tx, user_id: &str, device_id: &str) -> Result<()> {
     }
     tx.delete(&DEVICES, (user_id, device_id));
     tx.delete(&DEVICE_SEEN, (user_id, device_id));
+    if tx.contains(&DEVICE_KEYS, (user_id, device_id))? {
+        tx.delete(&DEVICE_KEYS, (user_id, device_id));
+        schema::device_list_changed(tx, user_id)?;
+    }
+    // Without this row no key can be claimed, and none is being claimed right now.
+    tx.get(&KEY_COUNTS, (user_id, device_id))?;
+    tx.delete(&KEY_COUNTS, (user_id, device_id));
+    tx.delete(&TO_DEVICE_AT, (user_id, device_id));
     if !forget(tx, user_id, device_id)? {
         let job = tx.next_pos();
         tx.put(&JOBS, job, &Job::ForgetDevice { user_id: user_id.to_owned(), device_id: device_id.to_owned() });
@@ -51,14 +65,37 @@ pub fn delete_others(tx: &mut Tx, user_id: &str, keep: Option<&str>) -> Result<(
     Ok(())
 }
 
-/// Deletes a batch of what a deleted device left behind. Says whether that was all.
+/// Deletes a batch of what a deleted device left behind: keys first, so that nobody claims one, then messages and
+/// transactions. Says whether that was all.
 pub fn forget(tx: &mut Tx, user_id: &str, device_id: &str) -> Result<bool> {
-    let span = TXNS.prefix((user_id, device_id)).limit(MAX_ROWS);
-    let keys: Vec<_> = tx.unchecked().scan(&TXNS, span).keys().collect::<store::Result<_>>()?;
-    for (user_id, device_id, txn) in &keys {
-        tx.delete(&TXNS, (user_id, device_id, txn));
+    // A commit may delete several devices.
+    let room = (BATCH_BYTES / 2).saturating_sub(tx.batch().size_bytes()) / ROW_BYTES;
+    let most = MAX_ROWS.min(room);
+    let device = (user_id, device_id);
+    let mut left = most;
+    for (_, _, algorithm, at, index) in keys(tx, &ONE_TIME_KEYS, ONE_TIME_KEYS.prefix(device), &mut left)? {
+        tx.delete(&ONE_TIME_KEYS, (user_id, device_id, &algorithm, at, index));
     }
-    Ok(keys.len() < MAX_ROWS)
+    for (_, _, algorithm) in keys(tx, &FALLBACK_KEYS, FALLBACK_KEYS.prefix(device), &mut left)? {
+        tx.delete(&FALLBACK_KEYS, (user_id, device_id, &algorithm));
+    }
+    for (_, _, at) in keys(tx, &TO_DEVICE, TO_DEVICE.prefix(device), &mut left)? {
+        tx.delete(&TO_DEVICE, (user_id, device_id, at));
+    }
+    for (_, _, key_id) in keys(tx, &ONE_TIME_KEY_IDS, ONE_TIME_KEY_IDS.prefix(device), &mut left)? {
+        tx.delete(&ONE_TIME_KEY_IDS, (user_id, device_id, &key_id));
+    }
+    for (_, _, txn) in keys(tx, &TXNS, TXNS.prefix(device), &mut left)? {
+        tx.delete(&TXNS, (user_id, device_id, &txn));
+    }
+    Ok(left > 0)
+}
+
+/// The keys of a span, at most as many as are left of the batch.
+fn keys<K: Key, V: Value>(tx: &Tx, table: &Table<K, V>, span: Span<K>, left: &mut usize) -> Result<Vec<K>> {
+    let keys: Vec<K> = tx.unchecked().scan(table, span.limit(*left)).keys().collect::<store::Result<_>>()?;
+    *left -= keys.len();
+    Ok(keys)
 }
 
 pub fn valid_name(name: &str) -> Result<String> {

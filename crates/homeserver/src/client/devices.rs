@@ -7,7 +7,7 @@ use store::{Read, Tx};
 use crate::auth::{devices, uia};
 use crate::error::{Error, Result};
 use crate::http::{Ctx, Routes};
-use crate::schema::{DEVICE_SEEN, DEVICES, Device};
+use crate::schema::{self, DEVICE_SEEN, DEVICES, Device};
 
 pub fn routes() -> Routes {
     Routes::default().ruma(list).ruma(get).ruma(update).ruma(delete).ruma(delete_some)
@@ -37,6 +37,8 @@ async fn update(ctx: Ctx<update_device::v3::Request>) -> Result<update_device::v
         let device = tx.get(&DEVICES, (user_id, device_id))?.ok_or_else(unknown)?;
         if let Some(name) = &name {
             tx.put(&DEVICES, (user_id, device_id), &Device { display_name: Some(name.clone()), ..device });
+            // Others are shown the name, where the device has keys.
+            schema::device_list_changed(tx, user_id)?;
         }
         Ok(())
     };

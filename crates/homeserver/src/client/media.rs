@@ -468,6 +468,18 @@ mod tests {
             self.ask(thumbnail, call("bob", query, &["hs.test", media_id])).await
         }
 
+        /// The files once nobody writes any more: how many are in place, and on their way.
+        async fn files_at_last(&self) -> (usize, usize) {
+            for _ in 0..200 {
+                if self.files().1.is_empty() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let (placed, incoming) = self.files();
+            (placed.len(), incoming.len())
+        }
+
         /// All files of the media directory: in place, and on their way.
         fn files(&self) -> (Vec<String>, Vec<String>) {
             let (mut placed, mut incoming) = (Vec::new(), Vec::new());
@@ -580,13 +592,7 @@ mod tests {
         let request = call("alice", "", &[]).body(Body::stream(never_ends, None));
         let waited = tokio::time::timeout(Duration::from_millis(300), site.ask(upload, request)).await;
         assert!(waited.is_err());
-        for _ in 0..100 {
-            if site.files() == (vec![], vec![]) {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        assert_eq!(site.files(), (vec![], vec![]));
+        assert_eq!(site.files_at_last().await, (0, 0));
         let alice = ruma::user_id!("@alice:hs.test");
         assert_eq!(site.app.media.uploads_of(alice).unwrap(), vec![]);
     }
@@ -604,8 +610,7 @@ mod tests {
         for request in [told, streamed, lied] {
             assert_eq!(outcome(&site.ask(upload, request).await), failed(413, "M_TOO_LARGE"));
         }
-        let (placed, incoming) = site.files();
-        assert_eq!((placed.len(), incoming.len()), (1, 0));
+        assert_eq!(site.files_at_last().await, (1, 0));
     }
 
     #[tokio::test]

@@ -112,7 +112,9 @@ impl Poll {
     /// One look at the store: an answer, or the poll moves on to where there is nothing new.
     fn look(&mut self) -> Result<Option<Vec<u8>>> {
         let here = self.here();
-        let quiet = here.to_device.is_none() && here.ephemeral.boot == self.app.sync.boot && here.ephemeral.serial == self.app.sync.serial();
+        let quiet = here.to_device.is_none()
+            && here.ephemeral.boot == self.app.sync.boot
+            && here.ephemeral.serial == self.app.sync.serial();
         if quiet && let Some(version) = self.live.idle_since(&self.app.store, here.version) {
             self.since = Some(SyncToken { version: version.max(here.version), ..here });
             return Ok(None);
