@@ -95,7 +95,7 @@ impl Poll {
     }
 
     /// An answer that says only how many keys there are.
-    fn nothing(&self) -> Result<Response> {
+    fn nothing(&self) -> Result<Vec<u8>> {
         let mut material = Material::nothing(self.here());
         let snapshot = self.app.store.snapshot();
         material.devices.key_counts = devices::key_counts(&snapshot, &self.user_id, self.device_id.as_deref())?;
