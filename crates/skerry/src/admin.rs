@@ -8,7 +8,8 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use homeserver::admin::client;
 use http::Method;
-use serde_json::Value;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::{Value, json};
 
 use crate::SettingsArgs;
 
@@ -31,7 +32,46 @@ enum AdminVerb {
     Doctor,
     /// Compact the store.
     Compact,
+    /// Accounts.
+    User {
+        #[command(subcommand)]
+        verb: UserVerb,
+    },
 }
+
+/// Without a password on standard input one is made and printed.
+#[derive(Subcommand)]
+enum UserVerb {
+    /// Open an account.
+    Create {
+        username: String,
+        /// The account may administer the server.
+        #[arg(long)]
+        admin: bool,
+        /// Read the password from standard input.
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// Set a new password, and end all sessions.
+    ResetPassword {
+        user: String,
+        /// Read the password from standard input.
+        #[arg(long)]
+        password_stdin: bool,
+        /// Leave the sessions alone.
+        #[arg(long)]
+        keep_sessions: bool,
+    },
+    /// Close an account for ever.
+    Deactivate {
+        user: String,
+        /// Delete the profile, too.
+        #[arg(long)]
+        erase: bool,
+    },
+}
+
+const SOON: Duration = Duration::from_secs(10);
 
 /// One request.
 struct Call {
@@ -43,15 +83,48 @@ struct Call {
 
 impl AdminVerb {
     fn call(self) -> Result<Call> {
-        const SOON: Duration = Duration::from_secs(10);
         const LATE: Duration = Duration::from_secs(24 * 3600);
         let call = |method, path: &str, body, within| Ok(Call { method, path: path.to_owned(), body, within });
         match self {
             Self::Health => call(Method::GET, "/health", None, SOON),
             Self::Doctor => call(Method::GET, "/doctor", None, LATE),
             Self::Compact => call(Method::POST, "/compact", None, LATE),
+            Self::User { verb } => verb.call(),
         }
     }
+}
+
+impl UserVerb {
+    fn call(self) -> Result<Call> {
+        let call = |path: String, body| Ok(Call { method: Method::POST, path, body: Some(body), within: SOON });
+        match self {
+            Self::Create { username, admin, password_stdin } => {
+                let body = json!({ "username": username, "admin": admin, "password": password(password_stdin)? });
+                call("/users".to_owned(), body)
+            }
+            Self::ResetPassword { user, password_stdin, keep_sessions } => {
+                let body = json!({ "password": password(password_stdin)?, "log_out": !keep_sessions });
+                call(format!("/users/{}/password", encoded(&user)), body)
+            }
+            Self::Deactivate { user, erase } => {
+                call(format!("/users/{}/deactivate", encoded(&user)), json!({ "erase": erase }))
+            }
+        }
+    }
+}
+
+/// The first line of standard input. Passwords do not belong on command lines, which everybody can see.
+fn password(from_stdin: bool) -> Result<Option<String>> {
+    if !from_stdin {
+        return Ok(None);
+    }
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    Ok(Some(line.trim_end_matches(['\r', '\n']).to_owned()))
+}
+
+fn encoded(segment: &str) -> String {
+    utf8_percent_encode(segment, NON_ALPHANUMERIC).to_string()
 }
 
 /// Prints the answer. The exit code is 1 when the server said no, or that it is not well.

@@ -70,6 +70,11 @@ fn serves_until_it_is_told_to_stop() {
     let health = skerry().args(["admin", "--config", &file, "health"]).output().unwrap();
     assert!(health.status.success() && text(&health).contains("\"server_name\": \"hs.test\""), "{}", text(&health));
 
+    let made = skerry().args(["admin", "--config", &file, "user", "create", "alice", "--admin"]).output().unwrap();
+    assert!(made.status.success() && text(&made).contains("\"user_id\": \"@alice:hs.test\""), "{}", text(&made));
+    let gone = skerry().args(["admin", "--config", &file, "user", "deactivate", "@alice:hs.test"]).output().unwrap();
+    assert!(gone.status.success(), "{}", text(&gone));
+
     // SIGHUP is no reason to leave.
     signal(&child, "HUP");
     std::thread::sleep(Duration::from_millis(100));

@@ -6,6 +6,7 @@ pub mod client;
 pub mod doctor;
 pub mod metrics;
 pub mod register;
+pub mod users;
 
 use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
@@ -14,11 +15,11 @@ use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response, Routes, json_response};
 
 pub fn routes() -> Routes {
-    Routes::default().raw(Method::GET, &["/health"], health).raw(Method::GET, &["/doctor"], doctor::doctor).raw(
-        Method::POST,
-        &["/compact"],
-        compact,
-    )
+    Routes::default()
+        .raw(Method::GET, &["/health"], health)
+        .raw(Method::GET, &["/doctor"], doctor::doctor)
+        .raw(Method::POST, &["/compact"], compact)
+        .join(users::routes())
 }
 
 /// Is the server fit to serve? 200 or 503, with the reason.

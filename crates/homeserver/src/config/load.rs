@@ -158,6 +158,7 @@ fn nearest(name: &str, expected: &[&str]) -> String {
     let shared = |candidate: &&&str| candidate.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
     match expected.iter().max_by_key(shared).filter(|best| shared(best) >= 3) {
         Some(best) => format!("; did you mean `{best}`?"),
+        None if expected.len() > 10 => "; `skerry config reference` lists all".to_owned(),
         None => format!("; there are {}", expected.join(", ")),
     }
 }
