@@ -54,7 +54,7 @@ mod tests {
 
     use super::*;
 
-    /// To bring them up to date: `SKERRY_UPDATE_DOCS=1 cargo test -p skerry`.
+    /// To bring them up to date: `UPDATE_DOCS=1 cargo test -p skerry`.
     #[test]
     fn generated_documents_are_up_to_date() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -64,12 +64,12 @@ mod tests {
             ("config/skerry.example.toml", Document::Example),
         ] {
             let file = root.join(path);
-            if std::env::var_os("SKERRY_UPDATE_DOCS").is_some() {
+            if std::env::var_os("UPDATE_DOCS").is_some() {
                 std::fs::create_dir_all(file.parent().unwrap()).unwrap();
                 std::fs::write(&file, document.text()).unwrap();
             }
             let committed = std::fs::read_to_string(&file).unwrap_or_default();
-            assert!(committed == document.text(), "{path} is out of date: SKERRY_UPDATE_DOCS=1 cargo test -p skerry");
+            assert!(committed == document.text(), "{path} is out of date: UPDATE_DOCS=1 cargo test -p skerry");
         }
     }
 }

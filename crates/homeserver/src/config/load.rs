@@ -9,14 +9,15 @@ use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider, Source};
 
-use super::{Config, RegistrationMode};
+use super::reference::sections;
+use super::{Config, RegistrationMode, Section};
 
 /// What is to be read.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     /// The settings file. Without one there are only the environment and the flags.
     pub file: Option<PathBuf>,
-    /// `SKERRY_SECTION__KEY=value`; other variables are not looked at.
+    /// `SKERRY_SECTION__KEY=value`; variables that begin with no section or key of ours are not looked at.
     pub environment: Vec<(String, String)>,
     /// `section.key=value`
     pub flags: Vec<String>,
@@ -27,8 +28,6 @@ pub struct Overrides {
 pub struct ConfigError(Vec<String>);
 
 const ENVIRONMENT_PREFIX: &str = "SKERRY_";
-/// Read by the command line itself.
-const NOT_SETTINGS: &[&str] = &["SKERRY_CONFIG"];
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -92,12 +91,10 @@ fn figment(overrides: &Overrides, text: &str) -> Result<Figment, ConfigError> {
     if overrides.file.is_some() {
         figment = figment.merge(Toml::string(text));
     }
-    let variables = overrides.environment.iter().filter(|(name, _)| !NOT_SETTINGS.contains(&name.as_str()));
-    for (name, value) in variables {
-        if let Some(key) = name.strip_prefix(ENVIRONMENT_PREFIX) {
-            let key = key.to_ascii_lowercase().replace("__", ".");
-            figment =
-                figment.merge(Single { origin: format!("environment variable {name}"), key, value: value.clone() });
+    for (name, value) in &overrides.environment {
+        if let Some(key) = setting_of(name) {
+            let origin = format!("environment variable {name}");
+            figment = figment.merge(Single { origin, key, value: value.clone() });
         }
     }
     for flag in &overrides.flags {
@@ -108,6 +105,18 @@ fn figment(overrides: &Overrides, text: &str) -> Result<Figment, ConfigError> {
         figment = figment.merge(Single { origin: format!("--set {flag}"), key, value });
     }
     Ok(figment)
+}
+
+/// The key that an environment variable sets. The environment also holds what others put there (`SKERRY_PORT` by a
+/// container manager), so that an unknown beginning is no mistake; an unknown key in a section is one.
+fn setting_of(variable: &str) -> Option<String> {
+    let key = variable.strip_prefix(ENVIRONMENT_PREFIX)?.to_ascii_lowercase().replace("__", ".");
+    let first = key.split('.').next()?;
+    let ours = |section: &Section| match section.name {
+        "" => section.settings.iter().any(|setting| setting.name == first),
+        name => name == first,
+    };
+    sections().iter().any(ours).then_some(key)
 }
 
 /// One value from outside of the file.
@@ -281,7 +290,7 @@ mod tests {
     #[test]
     fn environment_and_flags_win_and_are_named_in_errors() {
         let name = ("SKERRY_SERVER_NAME", "hs.test");
-        let config = load_outside(&[name, ("SKERRY_MEDIA__MAX_UPLOAD", "1MiB"), ("SKERRY_CONFIG", "x")], &[]).unwrap();
+        let config = load_outside(&[name, ("SKERRY_MEDIA__MAX_UPLOAD", "1MiB"), ("SKERRY_PORT", "x")], &[]).unwrap();
         assert_eq!(config.media.max_upload, Size::mib(1));
         let config = load_outside(&[name, ("SKERRY_PRESENCE__ENABLED", "true")], &["presence.enabled=false"]).unwrap();
         assert!(!config.presence.enabled);
@@ -292,7 +301,7 @@ mod tests {
                 load_outside(&[name, ("SKERRY_MEDIA__MAX_UPLOAD", "much")], &[]).unwrap_err(),
                 load_outside(&[name], &["media.max_upload=much"]).unwrap_err(),
                 load_outside(&[name], &["media.max_upload"]).unwrap_err(),
-                load_outside(&[name, ("SKERRY_COLOUR", "red")], &[]).unwrap_err(),
+                load_outside(&[name, ("SKERRY_HTTP__COLOUR", "red")], &[]).unwrap_err(),
             ]
             .join("\n")
         );

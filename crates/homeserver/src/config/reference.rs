@@ -10,7 +10,7 @@ use super::{
 };
 
 /// All sections in the order of the documents; the first one has no name.
-fn sections() -> Vec<Section> {
+pub(super) fn sections() -> Vec<Section> {
     vec![
         top(),
         Listener::describe(),
