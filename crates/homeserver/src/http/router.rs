@@ -174,7 +174,10 @@ impl Inner {
             }
             Run::Parsed(run) => {
                 let request = self.read_body(endpoint, request).await?;
-                run(Prelude { app, requester, ip: client.ip }, request, &args)
+                let prelude = Prelude { app, requester, ip: client.ip };
+                // Reading a request is not ours alone either: one that makes ruma panic is an answer, too.
+                let read = AssertUnwindSafe(|| run(prelude, request, &args));
+                std::panic::catch_unwind(read).unwrap_or_else(|panic| Err(panicked(panic.as_ref())))
             }
         }
     }

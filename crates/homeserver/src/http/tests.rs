@@ -10,6 +10,7 @@ use ruma::api::client::account::whoami;
 use ruma::api::client::membership::join_room_by_id;
 use ruma::api::client::profile::get_display_name;
 use ruma::api::client::room::create_room;
+use ruma::api::client::session::login;
 use ruma::api::client::state::get_state_event_for_key;
 use ruma::api::client::sync::sync_events;
 use serde_json::json;
@@ -318,4 +319,17 @@ async fn one_path_and_method_has_one_endpoint() {
     let twice = Routes::default().raw(Method::GET, &["/a/{x}"], args).raw(Method::GET, &["/a/{y}"], args);
     let conflict = Router::new(app(|_| {}), twice).err().unwrap();
     assert!(conflict.contains("GET /a/{y}"), "{conflict}");
+}
+
+/// ruma looks into the body of a login for a type without asking whether it is there.
+#[tokio::test]
+async fn a_request_that_panics_while_it_is_read_is_answered() {
+    async fn login(_: Ctx<login::v3::Request>) -> Result<login::v3::Response> {
+        Err(Error::forbidden("not here"))
+    }
+    let local = local(Routes::default().ruma(login).access(Access::Anyone).unlimited());
+    let known = json!({ "type": "m.login.token", "token": "t" });
+    assert_eq!(local.post("/_matrix/client/v3/login", known).await.errcode(), "M_FORBIDDEN");
+    let answer = local.post("/_matrix/client/v3/login", json!({})).await;
+    assert!(["M_UNKNOWN", "M_BAD_JSON"].contains(&answer.errcode().as_str()), "{:?}", answer.json());
 }
