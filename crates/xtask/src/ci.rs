@@ -4,18 +4,19 @@
 
 use anyhow::{Result, bail};
 
-use crate::{arrows, needs, policy, run};
+use crate::{arrows, docs, needs, policy, run};
 
 type Step = fn() -> Result<()>;
 
 pub(crate) fn ci() -> Result<()> {
-    let steps: [(&str, Step); 6] = [
+    let steps: [(&str, Step); 7] = [
         ("system packages", needs::build),
         ("format", || run::step("cargo fmt --check", run::cargo(["fmt", "--all", "--check"]))),
         ("crate arrows", arrows::check),
         ("third-party rules", policy::check),
         ("advisories", policy::advisories),
         ("clippy", clippy),
+        ("generated documents", docs::check),
     ];
     let mut failed = Vec::new();
     for (name, step) in steps {

@@ -9,6 +9,8 @@
 mod arrows;
 mod ci;
 mod clients;
+mod demo;
+mod docs;
 mod needs;
 mod policy;
 mod run;
@@ -21,11 +23,13 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask <verb>
 
+  demo [--release]          build, start a server on loopback with two ready users, run until Ctrl-C
   test [--only SUITE]...    every test; SUITE: unit, clients, crash, sim
   ci                        format, clippy, doc drift, crate arrows, licences
   self-check                the repository's checks of itself (also part of `test`)
   sim --seed N [--seeds M]  replay simulated worlds N, N+1, ... (M of them)
   bench [ARGS]              criterion benchmarks; ARGS go to cargo bench
+  docs                      write the generated documents from the code
 
 environment: CARGO_TARGET_DIR is respected; XDG_CACHE_HOME/skerry keeps the client suites' packages.
 ";
@@ -35,11 +39,13 @@ fn main() -> ExitCode {
     let verb = args.first().map_or("help", String::as_str);
     let rest = args.get(1..).unwrap_or_default();
     let outcome = match verb {
+        "demo" => demo::demo(rest),
         "test" => suites::test(rest),
         "ci" => ci::ci(),
         "self-check" => selfcheck::verb(),
         "sim" => suites::sim(rest),
         "bench" => suites::bench(rest),
+        "docs" => docs::write(),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
             Ok(())

@@ -8,9 +8,12 @@ use anyhow::{Result, bail};
 use crate::run::Counts;
 use crate::{clients, needs, run};
 
+const KILLS: &str = "200";
+const SEEDS: &str = "1000";
+
 type Suite = fn() -> Result<(bool, Counts)>;
 
-const SUITES: &[(&str, Suite)] = &[("unit", unit), ("clients", clients::suite)];
+const SUITES: &[(&str, Suite)] = &[("unit", unit), ("clients", clients::suite), ("crash", crash), ("sim", simulator)];
 
 /// `cargo xtask test [--only SUITE]...`
 pub(crate) fn test(args: &[String]) -> Result<()> {
@@ -67,6 +70,21 @@ fn unit() -> Result<(bool, Counts)> {
     ok &= doc_ok;
     counts.add(doc_counts);
     Ok((ok, counts))
+}
+
+/// The crash driver of `tests/crash` with all its kills. It is among the unit tests too, with a few.
+fn crash() -> Result<(bool, Counts)> {
+    let mut command = run::cargo(["test", "--locked", "--package", "skerry", "--test", "crash", "--", "--nocapture"]);
+    if std::env::var_os("CRASH_KILLS").is_none() {
+        command.env("CRASH_KILLS", KILLS);
+    }
+    run::counted_step("crash test", command)
+}
+
+/// The simulator over many seeds.
+fn simulator() -> Result<(bool, Counts)> {
+    let command = run::cargo(["run", "--locked", "--package", "sim", "--", "--seed", "1", "--seeds", SEEDS]);
+    run::counted_step("sim", command)
 }
 
 /// `cargo xtask sim --seed N [--seeds M]`: the simulator's own arguments, passed on.
