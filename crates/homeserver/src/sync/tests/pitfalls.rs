@@ -1,3 +1,5 @@
+//! Traps of the specification in `/sync`, one test each.
+
 use ::rooms::event::content_field;
 use serde_json::value::RawValue;
 use store::{Pos, Read as _};
