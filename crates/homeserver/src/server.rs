@@ -16,6 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::api;
 use crate::clock::Clock;
 use crate::config::{Config, Listener};
+use crate::housekeeping;
 use crate::http::Router;
 use crate::http::listener::{Certificate, Connections, Door};
 use crate::jobs;
@@ -89,6 +90,7 @@ impl Server {
             tokio::spawn(connections.clone().serve_tcp(listener, door));
         }
         app.tasks.spawn(jobs::run(app.clone()));
+        app.tasks.spawn(housekeeping::run(app.clone()));
         let admin = bind_unix(&bound.admin)?;
         tokio::spawn(connections.clone().serve_unix(admin, built(&app, api::admin())?));
         Ok(Self { app, connections, certificates, bound })
