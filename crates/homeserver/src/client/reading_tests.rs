@@ -885,3 +885,39 @@ async fn pitfall_055_the_directory_is_paged_searched_and_filtered() {
     assert_eq!(refused(&server.client.get(nowhere).await), not_found());
     assert_eq!(refused(&alice.client.put(nowhere, json!({})).await), not_found());
 }
+
+#[tokio::test]
+async fn pitfall_022_reading_on_from_a_limited_sync_closes_the_gap_exactly() {
+    let server = Server::default();
+    let [alice] = users(&server).await;
+    let room = public_room(&alice).await;
+    room.say("old").await;
+    let sync = async |query: &str| ok(&alice.client.get(&format!("/_matrix/client/v3/sync?{query}")).await);
+    let since = sync("timeout=0").await["next_batch"].as_str().unwrap().to_owned();
+    let mut sent = Vec::new();
+    for nr in 0..7 {
+        sent.push(room.say(&nr.to_string()).await);
+        sent.push(room.set("m.room.topic", "", json!({"topic": nr.to_string()})).await);
+    }
+    let filter = enc(&json!({"room": {"timeline": {"limit": 3}}}).to_string());
+    let synced = sync(&format!("timeout=0&since={since}&filter={filter}")).await;
+    let timeline = &synced["rooms"]["join"][&room.id]["timeline"];
+    assert_eq!(timeline["limited"], true);
+    let prev_batch = timeline["prev_batch"].as_str().unwrap();
+    let mut all: Vec<Value> = timeline["events"].as_array().unwrap().clone();
+    all.reverse();
+    let (mut from, to) = (prev_batch.to_owned(), enc(&since));
+    loop {
+        let page = room.messages(&format!("dir=b&limit=4&from={from}&to={to}")).await;
+        all.extend(page["chunk"].as_array().unwrap().iter().cloned());
+        match page["end"].as_str() {
+            Some(end) => from = end.to_owned(),
+            None => break,
+        }
+    }
+    sent.reverse();
+    assert_eq!(ids(&all), sent);
+    // Forward from the old token the same events come, the other way round.
+    sent.reverse();
+    assert_eq!(ids(&room.pages("f", Some(&since), &[5]).await), sent);
+}
