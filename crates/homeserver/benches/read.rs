@@ -1,4 +1,5 @@
 //! The cost of reading a room through the router, on RocksDB: what a client waits for, without sockets.
+#![allow(clippy::unwrap_used, reason = "a benchmark")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use homeserver::App;

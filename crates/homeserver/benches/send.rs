@@ -1,5 +1,6 @@
 //! The cost of one event in a room, from the draft to the durable commit, on the memory engine: what is decided and
 //! written, without HTTP and without a disk.
+#![allow(clippy::unwrap_used, reason = "a benchmark")]
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use homeserver::App;

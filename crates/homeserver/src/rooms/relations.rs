@@ -231,14 +231,17 @@ impl Wanted<'_> {
     }
 }
 
-/// The events that relate to one, page by page: the page, and where the next one starts.
+/// Events with their positions, and where the next page starts.
+pub type Page = (Vec<(Pos, StoredEvent)>, Option<Pos>);
+
+/// The events that relate to one, page by page.
 pub fn read<R: Read>(
     reader: RoomReader<'_, R>,
     reach: &Reach,
     eyes: &Eyes<'_, R>,
     parent: &StoredEvent,
     wanted: &Wanted<'_>,
-) -> Result<(Vec<(Pos, StoredEvent)>, Option<Pos>)> {
+) -> Result<Page> {
     let mut positions = related(reader, reach.room, parent.event_id(), wanted)?;
     positions.retain(|at| wanted.spans(*at));
     positions.sort_unstable();
