@@ -84,10 +84,15 @@ impl App {
     }
 
     /// A server that forgets everything, with a clock that stands still and the same randomness every time.
-    #[expect(clippy::panic, reason = "an empty store in memory and a key of our own making cannot be wrong")]
     pub fn in_memory(config: Config) -> Self {
+        Self::on_memory_disk(config, MemoryDisk::new())
+    }
+
+    /// The same on a disk that a test holds on to.
+    #[expect(clippy::panic, reason = "a store in memory and a key of our own making cannot be wrong")]
+    pub fn on_memory_disk(config: Config, disk: MemoryDisk) -> Self {
         let rng = Rng::seeded(1);
-        let parts = Store::open(MemoryDisk::new())
+        let parts = Store::open(disk)
             .map_err(StartError::from)
             .and_then(|store| Ok((store, signing::generate(&rng)?.key_pair()?)));
         match parts {

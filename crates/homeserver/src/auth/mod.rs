@@ -5,6 +5,8 @@ pub mod nonces;
 pub mod password;
 pub mod requester;
 mod seen;
+#[cfg(test)]
+mod tests;
 pub mod tokens;
 pub mod uia;
 
