@@ -279,3 +279,253 @@ fn content(event: &StoredEvent) -> Content<'_> {
     let mut values = serde_json::Deserializer::from_slice(value).into_iter::<Content<'_>>();
     values.next().and_then(Result::ok).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use ::rooms::state::Root;
+    use proptest::prelude::*;
+    use ruma::events::room::power_levels::{RoomPowerLevels, RoomPowerLevelsSource};
+    use ruma::room_version_rules::AuthorizationRules;
+    use ruma::{owned_room_id, owned_user_id, user_id};
+    use serde_json::{Value, json};
+    use store::{Raw as RawBytes, Value as _, ValueBuf};
+
+    use super::*;
+    use crate::stored::NewEvent;
+
+    const ME: &str = "@me:hs";
+
+    struct Room(u64);
+
+    impl RoomFacts for Room {
+        fn room_id(&self) -> &str {
+            "!room:hs"
+        }
+        fn joined_members(&self) -> u64 {
+            self.0
+        }
+        fn context(&self) -> Result<PushConditionRoomCtx> {
+            let name = "Display Name".to_owned();
+            let count = UInt::new_saturating(self.0);
+            let mut context =
+                PushConditionRoomCtx::new(owned_room_id!("!room:hs"), count, owned_user_id!("@me:hs"), name);
+            let creators = [owned_user_id!("@boss:hs")];
+            let levels = RoomPowerLevels::new(RoomPowerLevelsSource::None, &AuthorizationRules::V11, creators);
+            context.power_levels = Some(levels.into());
+            Ok(context)
+        }
+    }
+
+    fn stored(kind: &str, state_key: Option<&str>, sender: &str, content: &Value) -> StoredEvent {
+        let mut client = json!({"content": content, "origin_server_ts": 1, "sender": sender, "type": kind});
+        if let Some(state_key) = state_key {
+            client["state_key"] = json!(state_key);
+        }
+        let client = client.to_string();
+        let new = NewEvent {
+            event_id: "$event",
+            sender,
+            kind,
+            state_key,
+            origin_server_ts: 1,
+            before: Root::EMPTY,
+            after: Root::EMPTY,
+            replaces: None,
+            txn: None,
+            contains_url: false,
+            rejected: false,
+            soft_failed: false,
+            redacted_by: None,
+            client: &client.as_bytes()[1..client.len() - 1],
+            federation: b"",
+        };
+        let mut bytes = ValueBuf::default();
+        new.encode(&mut bytes);
+        StoredEvent::decode(RawBytes::Borrowed(bytes.as_bytes())).unwrap()
+    }
+
+    fn outcome(ruleset: &Ruleset, members: u64, event: &StoredEvent) -> Outcome {
+        Rules::new(ruleset.clone()).decide(&Facts::new(event), &Room(members)).unwrap()
+    }
+
+    /// What ruma makes of it, without any short cut.
+    fn oracle(ruleset: &Ruleset, members: u64, event: &StoredEvent) -> Outcome {
+        let mut json: Value = serde_json::from_slice(&[b"{", event.client(), b"}"].concat()).unwrap();
+        json["event_id"] = json!("$event");
+        json["room_id"] = json!("!room:hs");
+        let raw = Raw::<Value>::new(&json).unwrap();
+        let context = Room(members).context().unwrap();
+        let found = ruleset.get_match(&raw, &context).now_or_never().unwrap();
+        found.map_or_else(Outcome::default, |rule| Outcome {
+            notify: rule.triggers_notification(),
+            highlight: rule.triggers_highlight(),
+        })
+    }
+
+    fn content() -> impl Strategy<Value = Value> {
+        let word = prop_oneof![
+            Just("hello Display name and me".to_owned()),
+            Just("@room".to_owned()),
+            Just("ΜΕ K".to_owned()),
+            "[a-zA-Z.* \\\\\"]{0,12}",
+        ];
+        let mentions = prop_oneof![
+            Just(Value::Null),
+            Just(json!({"user_ids": [ME]})),
+            Just(json!({"user_ids": ["@other:hs"], "room": true})),
+            Just(json!("nonsense")),
+        ];
+        let relation = prop_oneof![
+            Just(Value::Null),
+            Just(json!({"rel_type": "m.replace", "event_id": "$x"})),
+            Just(json!({"rel_type": "m.thread", "event_id": "$x"})),
+        ];
+        let kind = prop_oneof![Just("m.text"), Just("m.notice"), Just("M.NOTICE"), Just("m.nötice")];
+        let membership = prop_oneof![Just("invite"), Just("join")];
+        (word, mentions, relation, kind, membership, 0u8..64).prop_map(
+            |(word, mentions, relation, kind, membership, keep)| {
+                let all = [
+                    ("body", json!(word)),
+                    ("m.mentions", mentions),
+                    ("m.relates_to", relation),
+                    ("msgtype", json!(kind)),
+                    ("membership", json!(membership)),
+                    ("a.b", json!({"c\\d": {"e": word}, "n": 1, "t": true})),
+                ];
+                let kept = all.into_iter().enumerate().filter(|(index, _)| keep & (1 << index) != 0);
+                kept.map(|(_, (name, value))| (name.to_owned(), value)).collect::<serde_json::Map<_, _>>().into()
+            },
+        )
+    }
+
+    fn event() -> impl Strategy<Value = StoredEvent> {
+        let kind = prop_oneof![
+            4 => Just("m.room.message"), 1 => Just("m.room.encrypted"), 1 => Just("m.room.member"),
+            1 => Just("m.room.tombstone"), 1 => Just("m.reaction"), 1 => Just("m.room.server_acl"),
+            1 => Just("m.call.invite"), 1 => Just("M.ROOM.MESSAGE"), 1 => Just("m.röom"),
+        ];
+        let state_key =
+            prop_oneof![3 => Just(None), 1 => Just(Some("")), 1 => Just(Some(ME)), 1 => Just(Some("@other:hs"))];
+        let sender = prop_oneof![Just("@other:hs"), Just("@boss:hs")];
+        (kind, state_key, sender, content())
+            .prop_map(|(kind, key, sender, content)| stored(kind, key, sender, &content))
+    }
+
+    fn condition() -> impl Strategy<Value = Value> {
+        let key = prop_oneof![
+            Just("type"),
+            Just("state_key"),
+            Just("sender"),
+            Just("room_id"),
+            Just("content.body"),
+            Just("content.msgtype"),
+            Just(r"content.a\.b.c\\d.e"),
+            Just(r"content.m\.relates_to.rel_type"),
+            Just("content"),
+        ];
+        let pattern = prop_oneof![
+            Just("m.room.message"),
+            Just("m.room.*"),
+            Just("m.notice"),
+            Just("!room:hs"),
+            Just("@other:hs"),
+            Just(""),
+            Just("hello"),
+            Just("k"),
+            Just("m.replace"),
+            Just("m.r?om"),
+            Just("*"),
+        ];
+        let value = prop_oneof![Just(json!(true)), Just(json!(1)), Just(json!("m.thread")), Just(json!(ME))];
+        let path = prop_oneof![
+            Just(r"content.a\.b.t"),
+            Just(r"content.a\.b.n"),
+            Just(r"content.m\.mentions.user_ids"),
+            Just("type"),
+            Just(r"content.m\.relates_to.rel_type"),
+        ];
+        prop_oneof![
+            4 => (key, pattern).prop_map(|(key, pattern)| json!({"kind": "event_match", "key": key, "pattern": pattern})),
+            1 => prop_oneof![Just("2"), Just("==3"), Just(">2"), Just("<=2")]
+                .prop_map(|is| json!({"kind": "room_member_count", "is": is})),
+            1 => Just(json!({"kind": "contains_display_name"})),
+            1 => Just(json!({"kind": "sender_notification_permission", "key": "room"})),
+            1 => Just(json!({"kind": "nobody.knows"})),
+            1 => (path.clone(), value.clone())
+                .prop_map(|(key, value)| json!({"kind": "event_property_is", "key": key, "value": value})),
+            1 => (path, value)
+                .prop_map(|(key, value)| json!({"kind": "event_property_contains", "key": key, "value": value})),
+        ]
+    }
+
+    /// The default rules, and some of a user's own.
+    fn ruleset() -> impl Strategy<Value = Ruleset> {
+        let actions = || {
+            prop_oneof![
+                Just(json!([])),
+                Just(json!(["notify"])),
+                Just(json!(["notify", {"set_tweak": "highlight"}])),
+                Just(json!(["dont_notify"])),
+            ]
+        };
+        let conditional = || (proptest::collection::vec(condition(), 0..3), actions(), any::<bool>());
+        let own = |(conditions, actions, enabled): (Vec<Value>, Value, bool)| json!({"rule_id": "own", "default": false, "enabled": enabled, "actions": actions, "conditions": conditions});
+        let word = prop_oneof![Just("hello"), Just("ro*m"), Just("me")];
+        (
+            proptest::option::of(conditional().prop_map(own)),
+            proptest::option::of(conditional().prop_map(own)),
+            proptest::option::of((word, actions())),
+            proptest::option::of(actions()),
+            proptest::option::of(actions()),
+        )
+            .prop_map(|(override_, underride, content, room, sender)| {
+                let mut all = serde_json::to_value(Ruleset::server_default(user_id!("@me:hs"))).unwrap();
+                let mut first = |kind: &str, rule: Value| match all.get_mut(kind).and_then(Value::as_array_mut) {
+                    Some(rules) => rules.insert(usize::from(kind == "override"), rule),
+                    None => all[kind] = json!([rule]),
+                };
+                override_.into_iter().for_each(|rule| first("override", rule));
+                underride.into_iter().for_each(|rule| first("underride", rule));
+                if let Some((word, actions)) = content {
+                    first("content", json!({"rule_id": "w", "default": false, "enabled": true, "actions": actions, "pattern": word}));
+                }
+                let simple = |id: &str, actions: Value| json!({"rule_id": id, "default": false, "enabled": true, "actions": actions});
+                room.into_iter().for_each(|actions| first("room", simple("!room:hs", actions)));
+                sender.into_iter().for_each(|actions| first("sender", simple("@other:hs", actions)));
+                serde_json::from_value(all).unwrap()
+            })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 1_500, ..ProptestConfig::default() })]
+
+        #[test]
+        fn pitfall_072_the_short_cut_decides_like_ruma(ruleset in ruleset(), event in event(), members in 1u64..5) {
+            prop_assert_eq!(outcome(&ruleset, members, &event), oracle(&ruleset, members, &event));
+        }
+    }
+
+    #[test]
+    fn pitfall_072_the_default_rules() {
+        let rules = Ruleset::server_default(user_id!("@me:hs"));
+        let say = |content: Value| outcome(&rules, 3, &stored("m.room.message", None, "@other:hs", &content));
+        let (silent, notify, highlight) =
+            (Outcome::default(), Outcome { notify: true, highlight: false }, Outcome { notify: true, highlight: true });
+        assert_eq!(say(json!({"msgtype": "m.text", "body": "@me:hs"})), notify);
+        assert_eq!(say(json!({"msgtype": "m.notice", "body": "x"})), silent);
+        assert_eq!(say(json!({"msgtype": "m.text", "body": "x", "m.mentions": {"user_ids": [ME]}})), highlight);
+        let edit =
+            json!({"msgtype": "m.text", "body": "x", "m.relates_to": {"rel_type": "m.replace", "event_id": "$x"}});
+        assert_eq!(say(edit), silent);
+        let everybody = json!({"msgtype": "m.text", "body": "@room", "m.mentions": {"room": true}});
+        assert_eq!(say(everybody.clone()), notify, "this takes more power");
+        let boss = stored("m.room.message", None, "@boss:hs", &everybody);
+        assert_eq!(outcome(&rules, 3, &boss), highlight);
+        let invite = stored("m.room.member", Some(ME), "@other:hs", &json!({"membership": "invite"}));
+        assert_eq!(outcome(&rules, 3, &invite), notify);
+        let join = stored("m.room.member", Some("@other:hs"), "@other:hs", &json!({"membership": "join"}));
+        assert_eq!(outcome(&rules, 3, &join), silent);
+        let reaction = stored("m.reaction", None, "@other:hs", &json!({}));
+        assert_eq!(outcome(&rules, 3, &reaction), silent);
+    }
+}

@@ -63,7 +63,7 @@ impl<R: Read> Gatherer<'_, R> {
     }
 
     /// `m.relations`, if there are any.
-    fn bundle(&self, event: &StoredEvent, with_thread: bool) -> Result<Option<Box<RawValue>>> {
+    pub fn bundle(&self, event: &StoredEvent, with_thread: bool) -> Result<Option<Box<RawValue>>> {
         if event.state_key().is_some() {
             return Ok(None);
         }

@@ -116,7 +116,12 @@ pub struct Eyes<'a, R> {
     end: Pos,
 }
 
-impl<R: Read> Eyes<'_, R> {
+impl<'a, R: Read> Eyes<'a, R> {
+    /// Somebody who sees nothing after a position.
+    pub fn up_to(end: Pos, sight: Sight<'a, R>) -> Self {
+        Eyes { sight, end }
+    }
+
     /// Whether the user may see this event.
     pub fn see(&self, at: Pos, event: &StoredEvent) -> Result<bool> {
         Ok(self.reach(at) && !event.hidden() && self.sight.may_see(at, event)?)
@@ -148,7 +153,11 @@ impl Ignored {
         let row = read.get(&schema::ACCOUNT_DATA, (user_id.as_str(), "", "m.ignored_user_list"))?;
         // Clients may write anything there; what cannot be read ignores nobody.
         let content = row.and_then(|row| serde_json::from_slice::<Content>(&row.0).ok());
-        Ok(Ignored(content.map(|content| content.ignored_users.into_keys().collect()).unwrap_or_default()))
+        let mut ignored: HashSet<String> =
+            content.map(|content| content.ignored_users.into_keys().collect()).unwrap_or_default();
+        // Nobody can ignore themselves.
+        ignored.remove(user_id.as_str());
+        Ok(Ignored(ignored))
     }
 
     pub fn hides(&self, event: &StoredEvent) -> bool {

@@ -5,18 +5,17 @@
 //! rooms they are in. What was read of memberships, push rules and ignored users is kept until the signal moves.
 //! Listening begins before anything is read; so nothing falls between. All of it can be dropped at any time.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
-use ruma::events::ignored_user_list::IgnoredUserListEventContent;
 use ruma::{OwnedUserId, UserId};
 use store::{Hub, Pos, Read as _, Signal, Snapshot, Store};
 
 use super::unread::Counts;
 use crate::error::Result;
 use crate::push::rules::Rules;
+use crate::rooms::visibility::Ignored;
 use crate::schema::{self, Membership, MembershipState, RoomNr, topic};
 use crate::users::push_rules;
 
@@ -124,13 +123,13 @@ pub struct Tastes {
     pub rules: Rules,
     /// Where the push rules lie: another place means other rules.
     pub rules_at: Pos,
-    pub ignored: HashSet<OwnedUserId>,
+    pub ignored: Ignored,
     ignored_at: Pos,
 }
 
 impl Tastes {
     pub fn ignores(&self, user_id: &str) -> bool {
-        !self.ignored.is_empty() && <&UserId>::try_from(user_id).is_ok_and(|user| self.ignored.contains(user))
+        self.ignored.hides_sender(user_id)
     }
 
     /// Changes whenever unread counts have to be counted anew.
@@ -238,19 +237,9 @@ impl LiveUser {
         };
         let ignored = match known.filter(|known| known.ignored_at == ignored_at) {
             Some(known) => known.ignored.clone(),
-            None => read_ignored(snapshot, &self.user_id)?,
+            None => Ignored::by(snapshot, &self.user_id)?,
         };
         let as_of = snapshot.version();
         Ok(Arc::new(Tastes { as_of, rules, rules_at, ignored, ignored_at }))
     }
-}
-
-fn read_ignored(snapshot: &Snapshot, user_id: &UserId) -> Result<HashSet<OwnedUserId>> {
-    let stored = snapshot.get(&schema::ACCOUNT_DATA, (user_id.as_str(), "", "m.ignored_user_list"))?;
-    let content = stored.and_then(|data| serde_json::from_slice::<IgnoredUserListEventContent>(&data.0).ok());
-    let mut ignored: HashSet<OwnedUserId> =
-        content.map(|content| content.ignored_users.into_keys().collect()).unwrap_or_default();
-    // Nobody can ignore themselves.
-    ignored.remove(user_id);
-    Ok(ignored)
 }

@@ -13,7 +13,7 @@ use super::recent::What;
 use super::unread::Counter;
 use super::viewer::{Stretch, Viewer, Window};
 use crate::error::Result;
-use crate::rooms::shown;
+use crate::rooms::shown::{self, Style};
 use crate::rooms::sight::{Sight, left_at};
 use crate::schema::{Membership, MembershipState, RoomNr};
 use crate::stored::{Head, StoredEvent};
@@ -82,6 +82,9 @@ impl Collector<'_> {
         let wanted = Wanted { base, start, end: head.state, window: &window, heroes };
         room.state = self.state(nr, &head.room_id, &wanted)?;
         room.timeline = self.viewer().timeline(nr, window, &sight)?;
+        if room.timeline.limited {
+            self.viewer().bundle(nr, &mut room.timeline, sight, self.style())?;
+        }
         Ok(())
     }
 
@@ -294,6 +297,15 @@ impl Collector<'_> {
     fn receipts(&self, nr: RoomNr, room_id: &str, since: Option<Pos>) -> Result<(Vec<ReadBy>, bool)> {
         let wanted = self.filter.ephemeral.take_kind("m.receipt") && self.filter.ephemeral.rooms.take(room_id);
         self.viewer().receipts(nr, since, MAX_RECEIPTS, |_, _| wanted)
+    }
+
+    fn style(&self) -> Style<'_> {
+        Style {
+            now_ms: self.app.clock.now_ms(),
+            device_id: self.device_id.map(|device| device.as_str()),
+            room_id: None,
+            federation: false,
+        }
     }
 
     fn viewer(&self) -> Viewer<'_> {

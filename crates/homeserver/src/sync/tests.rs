@@ -158,9 +158,12 @@ fn joined<'a>(answer: &'a Value, room: &str) -> &'a Value {
     &answer["rooms"]["join"][room]
 }
 
+/// What every answer says, whether or not anything happened.
+const ALWAYS: [&str; 3] = ["next_batch", "device_one_time_keys_count", "device_unused_fallback_key_types"];
+
 /// Whether nothing happened.
 fn is_quiet(answer: &Value) -> bool {
-    answer.as_object().is_some_and(|answer| answer.keys().all(|key| key == "next_batch"))
+    answer.as_object().is_some_and(|answer| answer.keys().all(|key| ALWAYS.contains(&key.as_str())))
 }
 
 /// Lets everything that can run do so.

@@ -16,8 +16,10 @@ use super::material::{ReadBy, Stripped, Timeline};
 use super::recent::Recent;
 use crate::error::Result;
 use crate::rooms::read::RoomReader;
-use crate::rooms::shown::{self, Shown};
+use crate::rooms::relations::Gatherer;
+use crate::rooms::shown::{self, Shown, Style};
 use crate::rooms::sight::Sight;
+use crate::rooms::visibility::Eyes;
 use crate::schema::{self, Membership, MembershipState, RoomNr};
 use crate::stored::StoredEvent;
 
@@ -111,6 +113,28 @@ impl<'a> Viewer<'a> {
             events.push(shown);
         }
         Ok(Timeline { events, limited: window.limited, prev_batch: window.prev_batch })
+    }
+
+    /// Adds to each event what relates to it. For timelines that are limited: who has seen all events has seen these,
+    /// too. `sight` is that of the same user.
+    pub fn bundle(
+        &self,
+        nr: RoomNr,
+        timeline: &mut Timeline,
+        sight: Sight<'a, Snapshot>,
+        style: Style<'_>,
+    ) -> Result<()> {
+        let relations = schema::RELATIONS.prefix((nr,)).limit(1);
+        if self.rooms.read.scan(&schema::RELATIONS, relations).keys().next().transpose()?.is_none() {
+            return Ok(());
+        }
+        let eyes = Eyes::up_to(self.rooms.read.version(), sight);
+        let (reader, user_id, ignored) = (self.rooms, self.user_id, &self.tastes.ignored);
+        let gatherer = Gatherer { reader, room: nr, eyes: &eyes, user_id, ignored, style };
+        for shown in &mut timeline.events {
+            shown.relations = gatherer.bundle(&shown.event, true)?;
+        }
+        Ok(())
     }
 
     /// A room the user is invited to or knocks at, as it was then; `None` if there is nothing to show of it.

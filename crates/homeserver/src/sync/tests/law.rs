@@ -5,6 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
+use crate::App;
+use crate::http::Local;
+use crate::rng::Rng;
 
 /// What a client makes of the answers it gets.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -139,7 +142,7 @@ impl Play {
         let path = |rest: &str| format!("/_matrix/client/v3/rooms/{room}/{rest}");
         let txn = self.world.txn.replace(self.world.txn.get() + 1);
         let target = json!({"user_id": other.user_id});
-        let answer = match what % 16 {
+        let answer = match what % 20 {
             0..=4 => {
                 let mention = if what % 2 == 0 { json!([other.user_id]) } else { json!([]) };
                 let content =
@@ -158,7 +161,15 @@ impl Play {
                 let path = format!("/_matrix/client/v3/user/{}/rooms/{room}/account_data/m.tag", user.user_id);
                 user.client.put(&path, json!({"tags": {txn.to_string(): {}}})).await
             }
-            _ => user.client.put(&path(&format!("redact/{}/{txn}", self.last[index])), json!({})).await,
+            15 => user.client.put(&path(&format!("redact/{}/{txn}", self.last[index])), json!({})).await,
+            16 => self.users[0].client.post(&path("ban"), target).await,
+            17 => self.users[0].client.post(&path("unban"), target).await,
+            18 => user.client.post(&path("forget"), json!({})).await,
+            _ => {
+                let visibility = ["shared", "joined", "invited", "world_readable"][txn as usize % 4];
+                let content = json!({"history_visibility": visibility});
+                self.users[0].client.put(&path("state/m.room.history_visibility"), content).await
+            }
         };
         if let Some(event_id) = answer.json()["event_id"].as_str() {
             self.last[index] = event_id.to_owned();
@@ -172,10 +183,22 @@ impl Play {
     }
 }
 
-async fn two_steps_are_one(first: &[Step], second: &[Step], third: &[Step], limit: usize, more: &str) {
+/// How a client syncs.
+#[derive(Clone, Copy, Debug)]
+struct Manner {
+    limit: usize,
+    lazy: bool,
+    state_after: bool,
+    /// The server starts anew before the long step: it knows nothing but what is stored.
+    restart: bool,
+}
+
+async fn two_steps_are_one(first: &[Step], second: &[Step], third: &[Step], manner: Manner) {
+    let Manner { limit, lazy, state_after, restart } = manner;
+    let more = if state_after { "&use_state_after=true" } else { "" };
     let mut play = Play::new().await;
     play.steps(first).await;
-    let filter = json!({"room": {"timeline": {"limit": limit}}});
+    let filter = json!({"room": {"timeline": {"limit": limit}, "state": {"lazy_load_members": lazy}}});
     let mut client = Client::filtered(&play.users[1], &filter);
     client.query.push_str(more);
     let mut model = Model::default();
@@ -185,20 +208,22 @@ async fn two_steps_are_one(first: &[Step], second: &[Step], third: &[Step], limi
     model.apply(&client.next().await);
     play.steps(third).await;
     model.apply(&client.next().await);
+    if restart {
+        long.user.client = restarted(&play.world).with_token(&*long.user.token);
+    }
     long_model.apply(&long.next().await);
     assert!(is_quiet(&client.next().await));
     let (mut fresh, mut anew) = (client.clone(), Model::default());
     fresh.since = None;
     anew.apply(&fresh.next().await);
-    // A name that was given lets the heroes be forgotten.
-    for model in [&mut model, &mut long_model, &mut anew] {
-        model
-            .joined
-            .values_mut()
-            .filter(|known| known.state.contains_key(&("m.room.name".into(), String::new())))
-            .for_each(|known| {
-                known.summary.remove("m.heroes");
-            });
+    for known in [&mut model, &mut long_model, &mut anew].into_iter().flat_map(|model| model.joined.values_mut()) {
+        // A name that was given lets the heroes be forgotten, and who loads members lazily has some of them.
+        if known.state.contains_key(&("m.room.name".to_owned(), String::new())) {
+            known.summary.remove("m.heroes");
+        }
+        if lazy {
+            known.state.retain(|(kind, _), _| kind != "m.room.member");
+        }
     }
     let (model, long_model, anew) = (model.cut(limit), long_model.cut(limit), anew.cut(limit));
     assert_eq!(model, long_model, "two steps and one");
@@ -206,7 +231,7 @@ async fn two_steps_are_one(first: &[Step], second: &[Step], third: &[Step], limi
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn two_steps_show_what_one_shows(
@@ -214,12 +239,19 @@ proptest! {
         second in steps(16),
         third in steps(16),
         limit in prop_oneof![Just(1usize), Just(3), Just(100)],
-        after: bool,
+        (lazy, state_after, restart) in any::<(bool, bool, bool)>(),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let more = if after { "&use_state_after=true" } else { "" };
-        runtime.block_on(two_steps_are_one(&first, &second, &third, limit, more));
+        let manner = Manner { limit, lazy, state_after, restart };
+        runtime.block_on(two_steps_are_one(&first, &second, &third, manner));
     }
+}
+
+/// A server on the same store that remembers nothing.
+fn restarted(world: &World) -> Local {
+    let app = &world.server.app;
+    let key = crate::signing::generate(&Rng::seeded(9)).unwrap().key_pair().unwrap();
+    Local::new(App::new(app.config.clone(), app.store.clone(), key, app.clock.clone(), Rng::seeded(7)).router())
 }
 
 fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {

@@ -793,3 +793,28 @@ async fn pitfall_071_private_receipts_are_for_their_owner_only() {
     assert!(is_quiet(&theirs.next().await));
     assert!(!Client::new(&alice).next().await.to_string().contains("m.read.private"));
 }
+
+#[tokio::test]
+async fn pitfall_050_what_relates_to_an_event_comes_with_it_where_the_timeline_is_limited() {
+    let world = World::new();
+    let alice = world.user("alice").await;
+    let room = world.public(&alice).await;
+    let mut client = Client::filtered(&alice, &json!({"room": {"timeline": {"limit": 2}}}));
+    client.next().await;
+    let event = world.say(&alice, &room, "teh").await;
+    let edit = json!({
+        "msgtype": "m.text",
+        "body": "* the",
+        "m.new_content": {"msgtype": "m.text", "body": "the"},
+        "m.relates_to": {"rel_type": "m.replace", "event_id": event},
+    });
+    let edit = world.send(&alice, &room, "m.room.message", edit).await;
+    let bundled = |answer: &Value| {
+        let events = joined(answer, &room)["timeline"]["events"].as_array().unwrap().clone();
+        let found = events.iter().find(|found| found["event_id"] == event.as_str()).unwrap().clone();
+        assert_eq!(found["content"]["body"], "teh");
+        found["unsigned"]["m.relations"]["m.replace"]["event_id"].clone()
+    };
+    assert_eq!(bundled(&client.next().await), Value::Null);
+    assert_eq!(bundled(&Client::filtered(&alice, &json!({"room": {"timeline": {"limit": 2}}})).next().await), edit);
+}
