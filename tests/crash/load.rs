@@ -229,7 +229,7 @@ impl Worker {
 /// Bytes that are made again from their seed when they are compared.
 pub fn picture_bytes(seed: u64) -> Vec<u8> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut bytes = vec![0; rng.random_range(1..150_000)];
+    let mut bytes = vec![0; rng.random_range(1..40_000)];
     rng.fill(&mut bytes[..]);
     bytes
 }
