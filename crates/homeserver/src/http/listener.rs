@@ -28,7 +28,6 @@ use tokio_util::task::TaskTracker;
 
 use super::{Body, Client, Request, Router};
 use crate::config::{Http, Network, Tls};
-use crate::metrics::Open;
 
 /// What all listeners of a server share.
 #[derive(Clone)]
@@ -63,6 +62,25 @@ pub struct Door {
 
 /// A peer that vanished is noticed after about this long.
 const PEER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Runs a connection to its end. How it ended is the client's business: errors of transport are no news.
+/// (A macro, since hyper's two kinds of connections share no trait.)
+macro_rules! drive {
+    ($connections:expr, $connection:expr) => {
+        let mut connection = $connection;
+        let finished = tokio::select! {
+            _ = connection.as_mut() => true,
+            () = $connections.0.stop.cancelled() => false,
+        };
+        if !finished {
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                _ = connection => {}
+                () = $connections.0.kill.cancelled() => {}
+            }
+        }
+    };
+}
 
 impl Connections {
     pub fn new(settings: &Http) -> Self {
@@ -100,11 +118,14 @@ impl Connections {
             let Some(place) = self.place().await else { return };
             // Options that cannot be set cost comfort, not correctness.
             let _ = prepare(&stream);
-            let (connections, door) = (self.clone(), door.clone());
-            let open = door.router.app().metrics.connection_opened();
-            self.0.open.spawn(async move {
-                connections.connection(stream, peer.ip().to_canonical(), door, place, open).await;
-            });
+            let held = (place, door.router.app().metrics.connection_opened());
+            let (connections, door, peer) = (self.clone(), door.clone(), peer.ip().to_canonical());
+            // Two futures, so that a plain connection does not carry room for a TLS session.
+            if door.certificate.is_some() {
+                self.0.open.spawn(connections.tls(stream, peer, door, held));
+            } else {
+                self.0.open.spawn(connections.http1(TokioIo::new(stream), peer, door, held));
+            }
         }
     }
 
@@ -114,7 +135,7 @@ impl Connections {
         while let Some((stream, _)) = self.next(|| listener.accept()).await {
             let (connections, door) = (self.clone(), door.clone());
             self.0.open.spawn(async move {
-                connections.http1(TokioIo::new(stream), Client::default().ip, door).await;
+                connections.http1(TokioIo::new(stream), Client::default().ip, door, ()).await;
             });
         }
     }
@@ -158,53 +179,40 @@ impl Connections {
         }
     }
 
-    async fn connection(&self, stream: TcpStream, peer: IpAddr, door: Door, place: OwnedSemaphorePermit, open: Open) {
-        let _held = (place, open);
-        let Some(certificate) = &door.certificate else {
-            return self.http1(TokioIo::new(stream), peer, door).await;
-        };
+    /// What is `held` is given back when the connection ends.
+    async fn tls<H: Send + 'static>(self, stream: TcpStream, peer: IpAddr, door: Door, held: H) {
+        let Some(certificate) = &door.certificate else { return };
         let acceptor = tokio_rustls::TlsAcceptor::from(certificate.current.load_full());
-        let Ok(Ok(stream)) = tokio::time::timeout(self.0.handshake_timeout, acceptor.accept(stream)).await else {
-            return;
+        let accepted = Box::pin(tokio::time::timeout(self.0.handshake_timeout, acceptor.accept(stream))).await;
+        let Ok(Ok(stream)) = accepted else { return };
+        // Boxed: neither kind of connection should pay for the other's size.
+        let io = TokioIo::new(stream);
+        let served: Pin<Box<dyn Future<Output = ()> + Send>> = match io.inner().get_ref().1.alpn_protocol() {
+            Some(b"h2") => Box::pin(self.http2(io, peer, door, held)),
+            _ => Box::pin(self.http1(io, peer, door, held)),
         };
-        if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-            // Boxed: the connection of the other kind should not pay for its size.
-            Box::pin(self.http2(TokioIo::new(stream), peer, door)).await;
-        } else {
-            Box::pin(self.http1(TokioIo::new(stream), peer, door)).await;
-        }
+        served.await;
     }
 
-    async fn http1(&self, io: impl Read + Write + Unpin + Send + 'static, peer: IpAddr, door: Door) {
-        let service = service_fn(move |request| answer(door.clone(), peer, request));
-        let connection = self.0.http1.serve_connection(io, service);
-        self.drive(connection, |connection| connection.graceful_shutdown()).await;
+    async fn http1<H>(self, io: impl Read + Write + Unpin + Send + 'static, peer: IpAddr, door: Door, _held: H) {
+        let service = service_fn(move |request| answer(&door, peer, request));
+        drive!(self, pin!(self.0.http1.serve_connection(io, service)));
     }
 
-    async fn http2(&self, io: impl Read + Write + Unpin + Send + 'static, peer: IpAddr, door: Door) {
-        let service = service_fn(move |request| answer(door.clone(), peer, request));
-        let connection = self.0.http2.serve_connection(io, service);
-        self.drive(connection, |connection| connection.graceful_shutdown()).await;
-    }
-
-    /// How a connection ended is the client's business: errors of transport are no news.
-    async fn drive<C: Future>(&self, connection: C, finish: impl Fn(Pin<&mut C>)) {
-        let mut connection = pin!(connection);
-        tokio::select! {
-            _ = connection.as_mut() => return,
-            () = self.0.stop.cancelled() => finish(connection.as_mut()),
-        }
-        tokio::select! {
-            _ = connection => {}
-            () = self.0.kill.cancelled() => {}
-        }
+    async fn http2<H>(self, io: impl Read + Write + Unpin + Send + 'static, peer: IpAddr, door: Door, _held: H) {
+        let service = service_fn(move |request| answer(&door, peer, request));
+        drive!(self, pin!(self.0.http2.serve_connection(io, service)));
     }
 }
 
-async fn answer(door: Door, peer: IpAddr, request: http::Request<Incoming>) -> Result<super::Response, Infallible> {
+type Answer = Pin<Box<dyn Future<Output = Result<super::Response, Infallible>> + Send>>;
+
+/// Boxed: hyper keeps room for this future as long as the connection lives, also while nothing is asked.
+fn answer(door: &Door, peer: IpAddr, request: http::Request<Incoming>) -> Answer {
     let client = Client { ip: client_address(request.headers(), peer, &door.trusted_proxies) };
+    let router = door.router.clone();
     let request: Request = request.map(Body::from);
-    Ok(door.router.call(request, client).await)
+    Box::pin(async move { Ok(router.call(request, client).await) })
 }
 
 /// The address that a chain of trusted proxies vouches for: the last one in X-Forwarded-For that is no proxy of ours.

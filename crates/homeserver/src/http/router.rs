@@ -147,7 +147,8 @@ impl Inner {
     }
 
     async fn serve(&self, endpoint: &Endpoint, request: Request, args: Args, client: Client) -> Result<Response> {
-        let answer = self.admit(endpoint, request, args, client).await?;
+        // Boxed, so that its room is given back before a long wait.
+        let answer = Box::pin(self.admit(endpoint, request, args, client)).await?;
         match endpoint.detached() {
             true => self.detached(answer).await,
             false if endpoint.poll => self.poll(answer).await,
