@@ -165,3 +165,18 @@ impl Drop for Poll {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<F: Future>(_: impl FnOnce(Poll) -> F) -> usize {
+        std::mem::size_of::<F>()
+    }
+
+    #[test]
+    fn a_waiting_poll_is_small() {
+        let size = size_of_future(Poll::answer);
+        assert!(size <= 1_024, "thousands of polls wait, with {size} bytes each");
+    }
+}
