@@ -146,7 +146,9 @@ fn member(out: &mut Vec<u8>, name: &str, text: &str) {
 
 /// Writes a JSON string.
 pub fn string(out: &mut Vec<u8>, text: &str) {
-    if text.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\') {
+    // Without leaving early the compiler looks at many bytes at once.
+    let escapes = |found: bool, byte: u8| found | (byte < 0x20) | (byte == b'"') | (byte == b'\\');
+    if !text.bytes().fold(false, escapes) {
         out.push(b'"');
         out.extend_from_slice(text.as_bytes());
         out.push(b'"');
