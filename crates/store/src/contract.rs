@@ -27,6 +27,7 @@ static EVENTS: Table<(u64, Pos), Bytes> =
     Table::new(2, "events", Hint::Bulk, Some(|(room, _)| Topic::number(ROOM, room)), "events of a room");
 static NEWEST: Table<(u64, Desc<Pos>), Pos> = Table::new(3, "newest", Hint::Small, None, "events, newest first");
 static NAMES: Table<String, String> = Table::new(4, "names", Hint::Lookup, None, "names");
+static LETTERS: Table<Pos, Bytes> = Table::new(9, "letters", Hint::Cold, None, "large values in order").chunked();
 static BLOBS: Table<(u64, String), Bytes> = Table::new(5, "blobs", Hint::Cold, None, "large values").chunked();
 
 /// Where a store of some engine lives, for as long as the test.
@@ -369,6 +370,18 @@ fn large_values_are_split_and_joined<P: Place>() {
     }));
     assert_eq!(committed.unwrap().value, (Some(4 * chunk), 4 * chunk + 5));
     let mut batch = Batch::new();
+    let places = [batch.next_pos(), batch.next_pos()];
+    batch.put(&LETTERS, places[0], &blob(3));
+    batch.put(&LETTERS, places[1], &blob(2 * chunk + 1));
+    let ticket = store.commit(batch).unwrap();
+    let places = places.map(|at| ticket.resolve(at));
+    assert_eq!(store.latest().get(&LETTERS, places[1]).unwrap(), Some(blob(2 * chunk + 1)));
+    ticket.durable_blocking().unwrap();
+    let letters =
+        |store: &Store| store.snapshot().scan(&LETTERS, LETTERS.all()).collect::<Result<Vec<_>, _>>().unwrap();
+    assert_eq!(letters(&store), [(places[0], blob(3)), (places[1], blob(2 * chunk + 1))], "at a place of the commit");
+    let mut batch = Batch::new();
+    batch.delete(&LETTERS, places[1]);
     batch.delete(&BLOBS, (1, "x"));
     store.commit(batch).unwrap().durable_blocking().unwrap();
     assert_eq!((chunks_stored(), store.snapshot().get(&BLOBS, (1, "x")).unwrap()), (0, None));

@@ -282,15 +282,16 @@ impl Prepared {
             self.add_ready(write.hint(), key, write.value);
             return;
         }
+        let hint = write.hint();
+        let Write { key_stamps, value, value_stamps, .. } = write;
+        let value = value.map(BytesMut::from);
+        self.add_stamped(StampedRow { hint, key, key_stamps, value, value_stamps });
+    }
+
+    fn add_stamped(&mut self, row: StampedRow) {
         // Stamped keys are hashed when their position is known.
-        self.hashes.push(if write.key_stamps.is_empty() { hash_key(&key) } else { 0 });
-        self.rows.push(PreparedRow::Stamped(Box::new(StampedRow {
-            hint: write.hint(),
-            key,
-            key_stamps: write.key_stamps,
-            value: write.value.map(BytesMut::from),
-            value_stamps: write.value_stamps,
-        })));
+        self.hashes.push(if row.key_stamps.is_empty() { hash_key(&row.key) } else { 0 });
+        self.rows.push(PreparedRow::Stamped(Box::new(row)));
     }
 
     fn add_ready(&mut self, hint: Hint, key: SmallVec<[u8; 56]>, value: Option<Bytes>) {
@@ -301,6 +302,10 @@ impl Prepared {
     /// Splits a large value, and deletes the chunks that the value before had more of.
     fn add_chunked(&mut self, key: SmallVec<[u8; 56]>, write: Write, view: &View) -> Result<()> {
         let hint = write.hint();
+        if !write.key_stamps.is_empty() {
+            self.add_new_chunked(&key, &write);
+            return Ok(());
+        }
         let mut before = Ok(0);
         view.layers().get_row(write.table, &key, &mut |row| {
             before =
@@ -326,6 +331,24 @@ impl Prepared {
             self.add_ready(hint, chunk_key(&key, index), None);
         }
         Ok(())
+    }
+
+    /// Splits a large value whose key holds a position of this commit, so that there was none before.
+    fn add_new_chunked(&mut self, key: &SmallVec<[u8; 56]>, write: &Write) {
+        let Some(value) = &write.value else { return };
+        let parts: Vec<&[u8]> = value.chunks(limits::VALUE_BYTES - 2).collect();
+        let first = parts.first().copied().unwrap_or_default();
+        let more = parts.len().saturating_sub(1) as u16;
+        let mut add = |key, key_stamps, value: &[u8]| {
+            let (hint, value_stamps) = (write.hint(), SmallVec::new());
+            self.add_stamped(StampedRow { hint, key, key_stamps, value: Some(value.into()), value_stamps });
+        };
+        add(key.clone(), write.key_stamps.clone(), &[&more.to_be_bytes(), first].concat());
+        for (index, part) in (1..).zip(parts.iter().skip(1)) {
+            // A continuation has one byte in front of the key.
+            let behind = write.key_stamps.iter().map(|stamp| Stamp { at: stamp.at + 1, ..*stamp });
+            add(chunk_key(key, index), behind.collect(), part);
+        }
     }
 
     /// Fills in the positions.

@@ -51,7 +51,6 @@ mod tests {
     use serde_json::{Value, json};
     use store::Read as _;
 
-    use super::*;
     use crate::http::Answer;
     use crate::schema::TO_DEVICE;
     use crate::testing::{Server, User};

@@ -70,9 +70,17 @@ pub fn key_counts(read: &impl Read, user_id: &UserId, device_id: Option<&DeviceI
 
 // ---- acknowledging -----------------------------------------------------------------------------------------------
 
-/// Where the first message lies that a device was sent and did not acknowledge. A device that is not here may have
-/// some from before the server was started.
-pub struct Unacknowledged(Cache<(OwnedUserId, OwnedDeviceId), Pos>);
+/// How far devices have acknowledged their messages. A device that is not here may have some from before the server
+/// was started.
+pub struct Unacknowledged(Cache<(OwnedUserId, OwnedDeviceId), Acknowledged>);
+
+#[derive(Clone, Copy)]
+struct Acknowledged {
+    /// The device has everything up to here; that may not be deleted on the disk yet.
+    through: Pos,
+    /// Nothing that is stored lies before this place.
+    first: Pos,
+}
 
 impl Default for Unacknowledged {
     fn default() -> Self {
@@ -83,16 +91,22 @@ impl Default for Unacknowledged {
 impl Unacknowledged {
     fn sent(&self, user_id: &UserId, device_id: &DeviceId, after: Pos) {
         let key = (user_id.to_owned(), device_id.to_owned());
-        let first = after.next();
-        let known = self.0.get(&key).unwrap_or(Pos::ZERO);
-        self.0.insert(key, known.min(first));
+        if let Some(known) = self.0.get(&key) {
+            self.0.insert(key, Acknowledged { first: known.first.min(after.next()), ..known });
+        }
+    }
+
+    /// The device has everything up to here, as far as that is remembered.
+    fn through(&self, user_id: &UserId, device_id: &DeviceId) -> Pos {
+        self.0.get(&(user_id.to_owned(), device_id.to_owned())).map_or(Pos::ZERO, |known| known.through)
     }
 
     /// The device has everything up to a position: that is deleted. Nobody waits for it: what comes back after a power
     /// cut lies before the device's token.
     pub fn acknowledge(&self, app: &App, user_id: &UserId, device_id: &DeviceId, through: Pos) -> Result<()> {
         let key = (user_id.to_owned(), device_id.to_owned());
-        if self.0.get(&key).unwrap_or(Pos::ZERO) > through {
+        let known = self.0.get(&key).unwrap_or(Acknowledged { through: Pos::ZERO, first: Pos::ZERO });
+        if known.first > through {
             return Ok(());
         }
         let (user, device) = (user_id.as_str(), device_id.as_str());
@@ -106,7 +120,7 @@ impl Unacknowledged {
         // If it is refused, the next request tries again.
         let deleted = batch.is_empty() || app.store.commit(batch).is_ok();
         if deleted && rows.len() < MAX_DELETED {
-            self.0.insert(key, Pos::MAX);
+            self.0.insert(key, Acknowledged { through: through.max(known.through), first: Pos::MAX });
         }
         Ok(())
     }
@@ -119,13 +133,15 @@ impl Collector<'_> {
     pub(super) fn device_news(&self, rooms: &[RoomNr], next: &mut SyncToken) -> Result<News> {
         let mut news = News { lists: self.device_lists(rooms)?, ..News::default() };
         let Some(device_id) = self.device_id else { return Ok(news) };
-        let after = self.since.map_or(Pos::ZERO, |since| since.messages());
+        let unacknowledged = &self.app.sync.unacknowledged;
+        let begin = || unacknowledged.through(self.user_id, device_id);
+        let after = self.since.map_or_else(begin, |since| since.messages());
         let (user, device) = (self.user_id.as_str(), device_id.as_str());
         let waiting = to_device::waiting(self.rooms.read, user, device, after, MOST_MESSAGES)?;
         next.to_device = waiting.more.then_some(waiting.through);
         news.to_device = waiting.events;
         if !news.to_device.is_empty() {
-            self.app.sync.unacknowledged.sent(self.user_id, device_id, after);
+            unacknowledged.sent(self.user_id, device_id, after);
         }
         let counts = key_counts(self.rooms.read, self.user_id, Some(device_id))?;
         let told = self.since_version();
