@@ -28,6 +28,7 @@ pub fn routes() -> Routes {
         .join(client::admin::routes())
         .join(admin::register::routes())
         .join(client::sync::routes())
+        .join(client::sliding_sync::routes())
         .join(client::receipts::routes())
         .join(client::typing::routes())
         .join(client::presence::routes())

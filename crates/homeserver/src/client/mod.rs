@@ -27,6 +27,7 @@ pub mod register;
 pub mod relations;
 pub mod room_state;
 pub mod session;
+pub mod sliding_sync;
 pub mod sync;
 pub mod tags;
 pub mod to_device;

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use ruma::OwnedUserId;
 use ruma::presence::PresenceState;
 use store::Pos;
 
 use super::devices::News;
 use super::filter::Fields;
-use super::material::{Material, ReadBy, Room, Stripped, Summary, Timeline};
+use super::material::{Datum, Material, ReadBy, Room, Stripped, Summary, Timeline};
 use super::presence::Seen;
 use super::token;
 use super::unread::split;
@@ -255,57 +256,19 @@ impl Writer<'_> {
     fn ephemeral(&mut self, room: &Room) {
         self.text(",\"ephemeral\":{\"events\":[");
         if let Some(typists) = &room.typing {
-            self.text("{\"type\":\"m.typing\",\"content\":{\"user_ids\":[");
-            self.each(typists, |writer, user| writer.string(user.as_str()));
-            self.text("]}}");
+            typing_event(&mut self.out, typists);
         }
         if !room.receipts.is_empty() {
             if room.typing.is_some() {
                 self.out.push(b',');
             }
-            self.receipts(&room.receipts);
-        }
-        self.text("]}");
-    }
-
-    fn receipts<'r>(&mut self, receipts: impl IntoIterator<Item = &'r ReadBy>) {
-        // By event, kind and user. A user's receipts of several threads at one event need an event each.
-        let mut events: BTreeMap<&str, [BTreeMap<&str, &ReadBy>; 2]> = BTreeMap::new();
-        let mut more = Vec::new();
-        for receipt in receipts {
-            let kinds = events.entry(&receipt.event_id).or_default();
-            if let Some(kind) = kinds.get_mut(usize::from(receipt.private)) {
-                more.extend(kind.insert(&receipt.user_id, receipt));
+            let mut more = receipts_event(&mut self.out, &room.receipts);
+            while !more.is_empty() {
+                self.out.push(b',');
+                more = receipts_event(&mut self.out, more);
             }
         }
-        self.text("{\"type\":\"m.receipt\",\"content\":{");
-        self.each(events, |writer, (event_id, kinds)| {
-            writer.string(event_id);
-            writer.text(":{");
-            let kinds = ["\"m.read\":{", "\"m.read.private\":{"].into_iter().zip(kinds);
-            writer.each(kinds.filter(|(_, users)| !users.is_empty()), |writer, (name, users)| {
-                writer.text(name);
-                writer.each(users.into_values(), Self::receipt);
-                writer.out.push(b'}');
-            });
-            writer.out.push(b'}');
-        });
-        self.text("}}");
-        if !more.is_empty() {
-            self.out.push(b',');
-            self.receipts(more);
-        }
-    }
-
-    fn receipt(&mut self, receipt: &ReadBy) {
-        self.string(&receipt.user_id);
-        self.text(":{\"ts\":");
-        self.number(receipt.ts);
-        if !receipt.thread.is_empty() {
-            self.text(",\"thread_id\":");
-            self.string(&receipt.thread);
-        }
-        self.out.push(b'}');
+        self.text("]}");
     }
 
     fn unread(&mut self, tally: &Tally) {
@@ -340,16 +303,10 @@ impl Writer<'_> {
         self.text("]}}");
     }
 
-    fn account_data(&mut self, data: &[(String, bytes::Bytes)]) {
-        self.text("{\"events\":[");
-        self.each(data, |writer, (kind, content)| {
-            writer.text("{\"type\":");
-            writer.string(kind);
-            writer.text(",\"content\":");
-            writer.out.extend_from_slice(content);
-            writer.out.push(b'}');
-        });
-        self.text("]}");
+    fn account_data(&mut self, data: &[Datum]) {
+        self.text("{\"events\":");
+        account_data_events(&mut self.out, data);
+        self.out.push(b'}');
     }
 
     fn presence(&mut self, seen: &Seen) {
@@ -370,4 +327,77 @@ impl Writer<'_> {
         }
         self.text("}}");
     }
+}
+
+/// Writes items with commas between them.
+fn list<T>(out: &mut Vec<u8>, items: impl IntoIterator<Item = T>, mut write: impl FnMut(&mut Vec<u8>, T)) {
+    for (index, item) in items.into_iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        write(out, item);
+    }
+}
+
+/// Writes an array of account data.
+pub fn account_data_events(out: &mut Vec<u8>, data: &[Datum]) {
+    out.push(b'[');
+    list(out, data, |out, (kind, content)| {
+        out.extend_from_slice(b"{\"type\":");
+        string(out, kind);
+        out.extend_from_slice(b",\"content\":");
+        out.extend_from_slice(content);
+        out.push(b'}');
+    });
+    out.push(b']');
+}
+
+/// Writes who is typing.
+pub fn typing_event(out: &mut Vec<u8>, typists: &[OwnedUserId]) {
+    out.extend_from_slice(b"{\"type\":\"m.typing\",\"content\":{\"user_ids\":[");
+    list(out, typists, |out, user| string(out, user.as_str()));
+    out.extend_from_slice(b"]}}");
+}
+
+/// Writes receipts. Returns those that there was no room for: of one user at one event, a receipt of one thread only.
+pub fn receipts_event<'r>(out: &mut Vec<u8>, receipts: impl IntoIterator<Item = &'r ReadBy>) -> Vec<&'r ReadBy> {
+    // By event, kind and user.
+    let mut events: BTreeMap<&str, [BTreeMap<&str, &ReadBy>; 2]> = BTreeMap::new();
+    let mut more = Vec::new();
+    for receipt in receipts {
+        let kinds = events.entry(&receipt.event_id).or_default();
+        let Some(kind) = kinds.get_mut(usize::from(receipt.private)) else { continue };
+        // What is read whatever the thread says most.
+        let known = kind.get(&*receipt.user_id).copied().filter(|known| known.thread <= receipt.thread);
+        let out = match known {
+            Some(_) => Some(receipt),
+            None => kind.insert(&receipt.user_id, receipt),
+        };
+        more.extend(out);
+    }
+    out.extend_from_slice(b"{\"type\":\"m.receipt\",\"content\":{");
+    list(out, events, |out, (event_id, kinds)| {
+        string(out, event_id);
+        out.extend_from_slice(b":{");
+        let names = ["\"m.read\":{", "\"m.read.private\":{"];
+        list(out, names.into_iter().zip(kinds).filter(|(_, users)| !users.is_empty()), |out, (name, users)| {
+            out.extend_from_slice(name.as_bytes());
+            list(out, users.into_values(), receipt);
+            out.push(b'}');
+        });
+        out.push(b'}');
+    });
+    out.extend_from_slice(b"}}");
+    more
+}
+
+fn receipt(out: &mut Vec<u8>, receipt: &ReadBy) {
+    string(out, &receipt.user_id);
+    out.extend_from_slice(b":{\"ts\":");
+    number(out, receipt.ts);
+    if !receipt.thread.is_empty() {
+        out.extend_from_slice(b",\"thread_id\":");
+        string(out, &receipt.thread);
+    }
+    out.push(b'}');
 }

@@ -88,7 +88,7 @@ fn collect_with<T>(ask: &Ask<'_>, read: impl FnOnce(&Collector<'_>, Ephemeral) -
     let Ask { app, user_id, device_id, live, filter, since, full_state, state_after } = *ask;
     // Before anything is read: what changes meanwhile is told again rather than not at all.
     let serial = app.sync.serial();
-    let Look { snapshot, memberships, tastes, account_moved } = live.look(&app.store)?;
+    let Look { snapshot, memberships, tastes, account_moved, .. } = live.look(&app.store)?;
     let lazy = filter.lazy != super::filter::Lazy::All;
     let sent = device_id.filter(|_| lazy).map(|device| app.sync.sent.of(user_id, device, since.is_none()));
     let collector = Collector {
@@ -228,7 +228,7 @@ impl Collector<'_> {
                 self.put_datum(material, news, room_id, (kind, data.0));
             }
             if !material.account_data.iter().any(|(kind, _)| kind == PUSH_RULES) {
-                self.put_datum(material, news, String::new(), self.default_push_rules());
+                self.put_datum(material, news, String::new(), default_push_rules(self.user_id));
             }
             return Ok(());
         };
@@ -272,11 +272,6 @@ impl Collector<'_> {
             }
         }
         Ok(all)
-    }
-
-    fn default_push_rules(&self) -> Datum {
-        let rules = json!({ "global": Ruleset::server_default(self.user_id) });
-        (PUSH_RULES.to_owned(), rules.to_string().into())
     }
 
     // ---- what is not stored --------------------------------------------------------------------------------------
@@ -343,4 +338,10 @@ impl Collector<'_> {
     }
 }
 
-const PUSH_RULES: &str = "m.push_rules";
+pub(super) const PUSH_RULES: &str = "m.push_rules";
+
+/// The push rules of who has set none.
+pub(super) fn default_push_rules(user_id: &UserId) -> Datum {
+    let rules = json!({ "global": Ruleset::server_default(user_id) });
+    (PUSH_RULES.to_owned(), rules.to_string().into())
+}

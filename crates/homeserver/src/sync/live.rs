@@ -140,6 +140,7 @@ impl Tastes {
 
 /// A moment of the store as one user sees it.
 pub struct Look {
+    pub user_id: OwnedUserId,
     pub snapshot: Snapshot,
     pub memberships: Arc<Memberships>,
     pub tastes: Arc<Tastes>,
@@ -176,7 +177,8 @@ impl LiveUser {
         let known = state.tastes.take();
         let tastes = self.tastes(&snapshot, known)?;
         state.tastes = Some(tastes.clone());
-        Ok(Look { snapshot, memberships, tastes, account_moved: self.account.last() })
+        let (user_id, account_moved) = (self.user_id.clone(), self.account.last());
+        Ok(Look { user_id, snapshot, memberships, tastes, account_moved })
     }
 
     fn memberships(&self, store: &Store, known: Option<Arc<Memberships>>) -> Result<(Snapshot, Arc<Memberships>)> {

@@ -6,6 +6,7 @@
 //! - `wait`: polls that wait until there is something to say.
 //! - `live`: what is remembered of users who poll. `recent`: what happened lately. `lazy`: which members a device knows.
 //! - `devices`: messages to devices, counts of their keys, and whose devices changed.
+//! - `sliding`: the other way to sync, by windows over rooms.
 //! - `typing`, `presence`: what is not stored. `unread`: counts of what was not read.
 //! - `receipts`: saying what was read.
 //!
@@ -22,6 +23,7 @@ pub mod presence;
 pub mod receipts;
 pub mod recent;
 pub mod room;
+pub mod sliding;
 pub mod token;
 pub mod typing;
 pub mod unread;
@@ -43,6 +45,7 @@ use lazy::SentMembers;
 use live::LiveUsers;
 use presence::Presence;
 use recent::Recent;
+use sliding::Sliding;
 use typing::Typing;
 use viewer::Candidates;
 
@@ -57,6 +60,7 @@ pub struct Sync {
     pub typing: Typing,
     pub presence: Presence,
     pub unacknowledged: Unacknowledged,
+    pub sliding: Sliding,
     sent: SentMembers,
     candidates: Cache<Root, Arc<Candidates>>,
     large: Semaphore,
@@ -71,11 +75,12 @@ impl Sync {
     pub fn new(store: &Store, rng: &Rng, bytes: u64) -> Self {
         Sync {
             live: LiveUsers::default(),
-            recent: Recent::follow(store, (bytes / 2) as usize),
+            recent: Recent::follow(store, (bytes / 4) as usize),
             filters: Filters::default(),
             typing: Typing::default(),
             presence: Presence::default(),
             unacknowledged: Unacknowledged::default(),
+            sliding: Sliding::new(bytes / 4),
             sent: SentMembers::default(),
             candidates: Cache::new(1024),
             large: Semaphore::new(LARGE_AT_ONCE),

@@ -6,6 +6,8 @@
 //!   and a position follow where more messages wait for the device than one answer holds: it has those up to there.
 //! - `t<position>`: a place between two events of a timeline (`prev_batch`, and `start` and `end` of `/messages`).
 //!   Reading backward from it yields events at or before the position, reading forward the events after it.
+//! - `c<version>_<boot>.<number>`: the `pos` of a connection (sliding sync). `number` finds what the client was told,
+//!   which is kept in memory only.
 //!
 //! Wherever a timeline token is taken, a sync token is taken too: it stands after everything its client has seen.
 
@@ -61,6 +63,31 @@ impl FromStr for SyncToken {
     }
 }
 
+/// Where a client's connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionToken {
+    pub version: Pos,
+    pub boot: u32,
+    pub number: u64,
+}
+
+impl fmt::Display for ConnectionToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "c{}_{:08x}.{}", self.version, self.boot, self.number)
+    }
+}
+
+impl FromStr for ConnectionToken {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parsed = text.strip_prefix('c').and_then(parse_counted);
+        let (version, boot, number) =
+            parsed.and_then(|(v, b, n)| Some((v, b, self::number(n)?))).ok_or_else(unknown)?;
+        Ok(ConnectionToken { version, boot, number })
+    }
+}
+
 /// The token of a place in a timeline.
 pub fn position(at: Pos) -> String {
     format!("t{at}")
@@ -68,9 +95,10 @@ pub fn position(at: Pos) -> String {
 
 /// The place that a token of either kind stands for.
 pub fn parse_position(text: &str) -> Result<Pos> {
-    let place = match text.strip_prefix('t') {
-        Some(digits) => number(digits).map(Pos),
-        None => parse_sync(text).map(|token| token.version),
+    let place = match text.as_bytes().first() {
+        Some(b't') => text.strip_prefix('t').and_then(number).map(Pos),
+        Some(b'c') => text.parse::<ConnectionToken>().ok().map(|token| token.version),
+        _ => parse_sync(text).map(|token| token.version),
     };
     place.filter(|at| *at <= Pos::MAX).ok_or_else(unknown)
 }
@@ -80,12 +108,7 @@ fn unknown() -> Error {
 }
 
 fn parse_sync(text: &str) -> Option<SyncToken> {
-    let (version, rest) = text.strip_prefix('s')?.split_once('_')?;
-    let (boot, serial) = rest.split_once('.')?;
-    if boot.len() != 8 || !boot.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-        return None;
-    }
-    let boot = u32::from_str_radix(boot, 16).ok()?;
+    let (version, boot, serial) = parse_counted(text.strip_prefix('s')?)?;
     let (serial, to_device) = match serial.split_once('d') {
         Some((serial, at)) => (serial, Some(number(at).map(Pos)?)),
         None => (serial, None),
@@ -94,11 +117,22 @@ fn parse_sync(text: &str) -> Option<SyncToken> {
         Some(serial) => (serial, true),
         None => (serial, false),
     };
-    let version = number(version).map(Pos).filter(|version| *version <= Pos::MAX)?;
     if to_device.is_some_and(|at| at > version) {
         return None;
     }
     Some(SyncToken { version, ephemeral: Ephemeral { boot, serial: number(serial)?, typing }, to_device })
+}
+
+/// A version, a start of the server, and the rest.
+fn parse_counted(text: &str) -> Option<(Pos, u32, &str)> {
+    let (version, rest) = text.split_once('_')?;
+    let (boot, rest) = rest.split_once('.')?;
+    if boot.len() != 8 || !boot.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        return None;
+    }
+    let boot = u32::from_str_radix(boot, 16).ok()?;
+    let version = number(version).map(Pos).filter(|version| *version <= Pos::MAX)?;
+    Some((version, boot, rest))
 }
 
 /// Digits only: the standard library would take a sign, too.
@@ -123,6 +157,14 @@ mod tests {
             prop_assert_eq!(token.to_string().parse::<SyncToken>().unwrap(), token);
             prop_assert_eq!(parse_position(&token.to_string()).unwrap(), token.version);
             prop_assert_eq!(parse_position(&position(token.version)).unwrap(), token.version);
+        }
+
+        #[test]
+        fn pitfall_040_positions_of_connections_come_back_as_they_were(version in 0..=Pos::MAX.0, boot: u32, number: u64) {
+            let token = ConnectionToken { version: Pos(version), boot, number };
+            prop_assert_eq!(token.to_string().parse::<ConnectionToken>().unwrap(), token);
+            prop_assert_eq!(parse_position(&token.to_string()).unwrap(), token.version);
+            prop_assert!(token.to_string().parse::<SyncToken>().is_err());
         }
 
         #[test]

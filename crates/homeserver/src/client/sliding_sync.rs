@@ -1,0 +1,182 @@
+//! Sliding sync (MSC4186) as clients spoke it before it was merged: what a request says. What becomes of it is in the
+//! module `sync::sliding`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use ruma::RoomId;
+use ruma::presence::PresenceState;
+use serde::Deserialize;
+
+use crate::auth::Access;
+use crate::error::{Error, Result};
+use crate::http::{RawCtx, Response, Routes, json_response};
+use crate::schema::room_nr;
+use crate::sync::sliding::config::{
+    Config, Extensions, Filters, List, MAX_LISTS, MAX_SUBSCRIPTIONS, MAX_TIMELINE, Required, RoomConfig, Scope,
+};
+use crate::sync::sliding::poll::{Poll, Terms};
+
+/// The client's name for a connection is no longer.
+const MAX_CONN_ID: usize = 255;
+
+pub fn routes() -> Routes {
+    let paths = ["/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"];
+    Routes::default().raw(Method::POST, &paths, sync).access(Access::Token).poll()
+}
+
+#[derive(Deserialize)]
+struct Query {
+    pos: Option<String>,
+    timeout: Option<u64>,
+    set_presence: Option<PresenceState>,
+}
+
+#[derive(Deserialize)]
+struct Body {
+    conn_id: Option<String>,
+    txn_id: Option<String>,
+    lists: Option<BTreeMap<String, ListBody>>,
+    room_subscriptions: Option<BTreeMap<String, RoomBody>>,
+    #[serde(default)]
+    extensions: ExtensionsBody,
+}
+
+#[derive(Deserialize)]
+struct RoomBody {
+    #[serde(default)]
+    timeline_limit: u64,
+    #[serde(default)]
+    required_state: Vec<(String, String)>,
+}
+
+#[derive(Deserialize)]
+struct ListBody {
+    #[serde(default)]
+    ranges: Vec<(u64, u64)>,
+    #[serde(flatten)]
+    room: RoomBody,
+    filters: Option<FiltersBody>,
+}
+
+#[derive(Default, Deserialize)]
+struct FiltersBody {
+    is_dm: Option<bool>,
+    is_encrypted: Option<bool>,
+    is_invite: Option<bool>,
+    room_types: Option<Vec<Option<String>>>,
+    not_room_types: Option<Vec<Option<String>>>,
+}
+
+#[derive(Default, Deserialize)]
+struct ExtensionsBody {
+    account_data: Option<ScopeBody>,
+    receipts: Option<ScopeBody>,
+    typing: Option<ScopeBody>,
+}
+
+#[derive(Default, Deserialize)]
+struct ScopeBody {
+    #[serde(default)]
+    enabled: Option<bool>,
+    lists: Option<Vec<String>>,
+    rooms: Option<Vec<String>>,
+}
+
+/// The request is gone before anything is waited for.
+async fn sync(mut ctx: RawCtx) -> Result<Response> {
+    let body: Body = ctx.read_json().await?;
+    let answer = begin(ctx, body)?.answer().await?;
+    Ok(json_response(StatusCode::OK, answer))
+}
+
+fn begin(ctx: RawCtx, body: Body) -> Result<Poll> {
+    let query: Query = ctx.query()?;
+    let requester = ctx.requester()?;
+    let (user_id, device_id) = (requester.user_id.clone(), requester.device_id.clone());
+    let conn_id = body.conn_id.clone().unwrap_or_default();
+    if conn_id.len() > MAX_CONN_ID {
+        return Err(Error::invalid_param("conn_id is too long"));
+    }
+    let terms = Terms {
+        pos: query.pos.filter(|pos| !pos.is_empty()),
+        conn_id,
+        txn_id: body.txn_id.clone(),
+        config: body.config(user_id.as_str())?,
+        timeout: Duration::from_millis(query.timeout.unwrap_or(0)),
+        presence: query.set_presence.unwrap_or_default(),
+    };
+    Poll::new(ctx.app, user_id, device_id, terms)
+}
+
+impl Body {
+    fn config(self, me: &str) -> Result<Config> {
+        let lists = self.lists.unwrap_or_default();
+        let rooms = self.room_subscriptions.unwrap_or_default();
+        if lists.len() > MAX_LISTS || rooms.len() > MAX_SUBSCRIPTIONS {
+            return Err(Error::invalid_param("Too many lists or subscriptions"));
+        }
+        let names: Vec<String> = lists.keys().cloned().collect();
+        let lists = lists.into_iter().map(|(name, list)| Ok((name, list.read(me)?))).collect::<Result<_>>()?;
+        // Rooms that do not exist are as good as rooms that cannot be seen.
+        let known = |(room, config): (String, RoomBody)| Some((room_nr(&RoomId::parse(room).ok()?), config.read(me)));
+        let mut subscriptions: Vec<_> = rooms.into_iter().filter_map(known).collect();
+        subscriptions.sort_unstable_by_key(|(room, _)| *room);
+        let ExtensionsBody { account_data, receipts, typing } = self.extensions;
+        let read = |scope: Option<ScopeBody>| scope.map(|scope| scope.read(&names)).unwrap_or_default();
+        let extensions =
+            Extensions { account_data: read(account_data), receipts: read(receipts), typing: read(typing) };
+        Ok(Config { lists, subscriptions, extensions })
+    }
+}
+
+impl ListBody {
+    fn read(self, me: &str) -> Result<List> {
+        let as_place = |index: u64| usize::try_from(index).unwrap_or(usize::MAX);
+        if self.ranges.iter().any(|(from, to)| from > to) {
+            return Err(Error::invalid_param("A range ends before it begins"));
+        }
+        let ranges = self.ranges.into_iter().map(|(from, to)| (as_place(from), as_place(to))).collect();
+        let filters = self.filters.unwrap_or_default();
+        let filters = Filters {
+            is_dm: filters.is_dm,
+            is_encrypted: filters.is_encrypted,
+            is_invite: filters.is_invite,
+            // Clients send an empty list where they mean that all will do.
+            room_types: filters.room_types.filter(|types| !types.is_empty()),
+            not_room_types: filters.not_room_types.unwrap_or_default(),
+        };
+        Ok(List { ranges, room: self.room.read(me), filters })
+    }
+}
+
+impl RoomBody {
+    fn read(self, me: &str) -> Arc<RoomConfig> {
+        let pairs = self.required_state.iter().map(|(kind, key)| (kind.as_str(), key.as_str()));
+        let required = Required::from_pairs(pairs, me);
+        let timeline_limit = usize::try_from(self.timeline_limit).unwrap_or(usize::MAX).min(MAX_TIMELINE);
+        Arc::new(RoomConfig { timeline_limit, required })
+    }
+}
+
+impl ScopeBody {
+    /// Names of lists that there are not, and rooms that are none, match nothing.
+    fn read(self, names: &[String]) -> Scope {
+        if self.enabled != Some(true) {
+            return Scope::default();
+        }
+        let all =
+            |wanted: &Option<Vec<String>>| wanted.as_ref().is_none_or(|wanted| wanted.iter().any(|one| one == "*"));
+        let wants_list = |name: &String| all(&self.lists) || self.lists.iter().flatten().any(|wanted| wanted == name);
+        let lists = names.iter().enumerate().filter(|(_, name)| wants_list(name));
+        let rooms = self.rooms.iter().flatten().filter_map(|room| RoomId::parse(room).ok());
+        Scope {
+            enabled: true,
+            lists: lists.fold(0, |lists, (index, _)| lists | 1 << index),
+            subscribed: all(&self.rooms),
+            rooms: rooms.map(|room| room_nr(&room)).collect(),
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! From material to the JSON that clients before the merged proposal read
+//! (`/unstable/org.matrix.simplified_msc3575/sync`). The stored bytes of events are copied.
+
+use store::Pos;
+
+use super::config::Config;
+use super::lists::Marks;
+use super::material::{Hero, Material, Room};
+use crate::rooms::shown::{Shown, Style, number, string, stripped};
+use crate::stored::StoredEvent;
+use crate::sync::assemble::{account_data_events, receipts_event, typing_event};
+use crate::sync::token;
+
+/// What goes around the material.
+pub struct Frame<'a> {
+    pub pos: &'a str,
+    pub txn_id: Option<&'a str>,
+    pub config: &'a Config,
+    pub marks: &'a Marks,
+    pub now_ms: u64,
+    pub device_id: Option<&'a str>,
+}
+
+/// Writes the answer.
+pub fn assemble(material: &Material, frame: &Frame<'_>) -> Vec<u8> {
+    let style = Style { now_ms: frame.now_ms, device_id: frame.device_id, room_id: None, federation: false };
+    let mut writer = Writer { out: Vec::with_capacity(size_hint(material)), style };
+    writer.answer(material, frame);
+    writer.out
+}
+
+fn size_hint(material: &Material) -> usize {
+    let event = |event: &StoredEvent| event.client().len() + 224;
+    let room = |room: &Room| {
+        let timeline = room.timeline.iter().flat_map(|timeline| &timeline.events).map(|shown| &shown.event);
+        512 + room.required_state.iter().map(|(_, event)| event).chain(timeline).map(event).sum::<usize>()
+    };
+    let account_data: usize = material.account_data.iter().map(|(_, content)| content.len() + 64).sum();
+    512 + account_data + material.rooms.iter().map(room).sum::<usize>() + material.receipts.len() * 256
+}
+
+struct Writer<'a> {
+    out: Vec<u8>,
+    style: Style<'a>,
+}
+
+impl Writer<'_> {
+    fn text(&mut self, text: &str) {
+        self.out.extend_from_slice(text.as_bytes());
+    }
+
+    fn string(&mut self, text: &str) {
+        string(&mut self.out, text);
+    }
+
+    /// Writes `,"name":number`.
+    fn count(&mut self, name: &str, value: u64) {
+        self.text(",\"");
+        self.text(name);
+        self.text("\":");
+        number(&mut self.out, value);
+    }
+
+    /// Writes items with commas between them.
+    fn each<T>(&mut self, items: impl IntoIterator<Item = T>, mut write: impl FnMut(&mut Self, T)) {
+        for (index, item) in items.into_iter().enumerate() {
+            if index > 0 {
+                self.out.push(b',');
+            }
+            write(self, item);
+        }
+    }
+
+    fn answer(&mut self, material: &Material, frame: &Frame<'_>) {
+        self.text("{\"pos\":");
+        self.string(frame.pos);
+        if let Some(txn_id) = frame.txn_id {
+            self.text(",\"txn_id\":");
+            self.string(txn_id);
+        }
+        self.text(",\"lists\":{");
+        self.each(frame.config.lists.keys().zip(&frame.marks.counts), |writer, (name, count)| {
+            writer.string(name);
+            writer.text(":{\"count\":");
+            number(&mut writer.out, *count);
+            writer.out.push(b'}');
+        });
+        self.text("},\"rooms\":{");
+        self.each(&material.rooms, Self::room);
+        self.text("},\"extensions\":{");
+        self.extensions(material);
+        self.text("}}");
+    }
+
+    // ---- rooms ---------------------------------------------------------------------------------------------------
+
+    fn room(&mut self, room: &Room) {
+        self.string(&room.room_id);
+        self.text(":{\"bump_stamp\":");
+        number(&mut self.out, room.bump_stamp.0);
+        for (flag, name) in
+            [(room.initial, "initial"), (room.is_dm, "is_dm"), (room.expanded, "unstable_expanded_timeline")]
+        {
+            if flag {
+                self.text(",\"");
+                self.text(name);
+                self.text("\":true");
+            }
+        }
+        for (value, name) in [(&room.name, "name"), (&room.avatar, "avatar")] {
+            let Some(value) = value else { continue };
+            self.text(",\"");
+            self.text(name);
+            self.text("\":");
+            match value {
+                Some(value) => self.string(value),
+                None => self.text("null"),
+            }
+        }
+        if let Some(heroes) = &room.heroes {
+            self.text(",\"heroes\":[");
+            self.each(heroes, Self::hero);
+            self.out.push(b']');
+        }
+        if let Some((joined, invited)) = room.members {
+            self.count("joined_count", joined.into());
+            self.count("invited_count", invited.into());
+        }
+        if let Some(unread) = room.unread {
+            self.count("notification_count", unread.notifications);
+            self.count("highlight_count", unread.highlights);
+        }
+        self.events(room);
+        self.out.push(b'}');
+    }
+
+    fn events(&mut self, room: &Room) {
+        if let Some(events) = &room.stripped {
+            self.text(",\"invite_state\":[");
+            self.each(events, |writer, event| stripped(&mut writer.out, event));
+            self.out.push(b']');
+        }
+        if !room.required_state.is_empty() {
+            self.text(",\"required_state\":[");
+            self.each(&room.required_state, Self::state_event);
+            self.out.push(b']');
+        }
+        let Some(timeline) = &room.timeline else { return };
+        self.count("num_live", room.num_live as u64);
+        self.text(if timeline.limited { ",\"limited\":true" } else { ",\"limited\":false" });
+        self.text(",\"prev_batch\":");
+        self.string(&token::position(timeline.prev_batch));
+        self.text(",\"timeline\":[");
+        self.each(&timeline.events, |writer, shown| shown.write(&mut writer.out, &writer.style));
+        self.out.push(b']');
+    }
+
+    fn state_event(&mut self, (at, event): &(Pos, StoredEvent)) {
+        Shown::plain(*at, event.clone()).write(&mut self.out, &self.style);
+    }
+
+    fn hero(&mut self, hero: &Hero) {
+        self.text("{\"user_id\":");
+        self.string(hero.user_id.as_str());
+        for (value, name) in [(&hero.displayname, ",\"displayname\":"), (&hero.avatar_url, ",\"avatar_url\":")] {
+            if let Some(value) = value {
+                self.text(name);
+                self.string(value);
+            }
+        }
+        self.out.push(b'}');
+    }
+
+    // ---- extensions ----------------------------------------------------------------------------------------------
+
+    fn extensions(&mut self, material: &Material) {
+        let mut first = true;
+        let mut begin = |writer: &mut Self, name: &str| {
+            writer.text(if std::mem::take(&mut first) { "\"" } else { ",\"" });
+            writer.text(name);
+            writer.text("\":{");
+        };
+        if !material.account_data.is_empty() || !material.room_account_data.is_empty() {
+            begin(self, "account_data");
+            self.text("\"global\":");
+            account_data_events(&mut self.out, &material.account_data);
+            self.text(",\"rooms\":{");
+            self.each(&material.room_account_data, |writer, (room_id, data)| {
+                writer.string(room_id);
+                writer.out.push(b':');
+                account_data_events(&mut writer.out, data);
+            });
+            self.text("}}");
+        }
+        if !material.receipts.is_empty() {
+            begin(self, "receipts");
+            self.text("\"rooms\":{");
+            self.each(&material.receipts, |writer, (room_id, receipts)| {
+                writer.string(room_id);
+                writer.out.push(b':');
+                // One event is all there is room for: receipts of threads wait for those of the whole room.
+                receipts_event(&mut writer.out, receipts);
+            });
+            self.text("}}");
+        }
+        if !material.typing.is_empty() {
+            begin(self, "typing");
+            self.text("\"rooms\":{");
+            self.each(&material.typing, |writer, (room_id, typists)| {
+                writer.string(room_id);
+                writer.out.push(b':');
+                typing_event(&mut writer.out, typists);
+            });
+            self.text("}}");
+        }
+    }
+}

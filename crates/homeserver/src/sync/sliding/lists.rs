@@ -1,0 +1,152 @@
+//! Which rooms a request is about: the windows of its lists over the user's rooms, and its subscriptions.
+
+use std::sync::Arc;
+
+use super::config::{Config, Filters, Lists, RoomConfig};
+use super::connection::State;
+use super::order::{Order, Row, Standing};
+use crate::schema::MembershipState;
+
+/// Which of a user's rooms the client hears of, and in which way.
+#[derive(Debug, Default)]
+pub struct Marks {
+    /// The generation of the order: places mean something within one only.
+    pub generation: u64,
+    /// For each place in the order, a way; zero for none.
+    ways: Vec<u16>,
+    pub table: Vec<Way>,
+    /// For each list, how many rooms match its filters.
+    pub counts: Vec<u64>,
+}
+
+/// How a room got into an answer, and what is wanted of it therefore.
+#[derive(Clone, Debug)]
+pub struct Way {
+    pub lists: Lists,
+    pub subscribed: bool,
+    pub config: Arc<RoomConfig>,
+}
+
+impl Marks {
+    pub fn len(&self) -> usize {
+        self.ways.len()
+    }
+
+    pub fn get(&self, at: usize) -> Option<&Way> {
+        let way = *self.ways.get(at)?;
+        self.table.get(usize::from(way).checked_sub(1)?)
+    }
+
+    /// All that are marked, with their places.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &Way)> {
+        (0..self.ways.len()).filter_map(|at| Some((at, self.get(at)?)))
+    }
+
+    /// Whether the same rooms are marked in the same way, given that the same was asked for.
+    pub fn same_rooms(&self, other: &Marks) -> bool {
+        let same = |a: &Way, b: &Way| a.lists == b.lists && a.subscribed == b.subscribed;
+        self.generation == other.generation
+            && self.ways == other.ways
+            && self.table.len() == other.table.len()
+            && self.table.iter().zip(&other.table).all(|(a, b)| same(a, b))
+    }
+}
+
+/// Marks the rooms.
+pub fn mark(config: &Arc<Config>, state: &State, order: &Order) -> Marks {
+    let same = state.config.as_ref().is_some_and(|before| Arc::ptr_eq(before, config));
+    let before = if same { &*state.marks.table } else { &[] };
+    let mut marker = Marker { config, before, lists: vec![0; order.rows.len()] };
+    let mut counts = Vec::with_capacity(config.lists.len());
+    for (index, list) in config.lists.values().enumerate() {
+        let mut count = 0;
+        for at in order.sorted.iter().map(|at| *at as usize) {
+            let Some(row) = order.rows.get(at) else { continue };
+            if !is_listed(row, state) || !matches(row, &list.filters) {
+                continue;
+            }
+            if list.ranges.iter().any(|(from, to)| (*from..=*to).contains(&count)) {
+                marker.put(at, index);
+            }
+            // What is over is shown where it would stand, and counts no more.
+            count += usize::from(row.standing == Standing::Listed);
+        }
+        counts.push(count as u64);
+    }
+    marker.finish(state, order, counts)
+}
+
+struct Marker<'a> {
+    config: &'a Config,
+    /// What the same request led to before.
+    before: &'a [Way],
+    lists: Vec<Lists>,
+}
+
+impl Marker<'_> {
+    fn put(&mut self, at: usize, list: usize) {
+        if let Some(lists) = self.lists.get_mut(at) {
+            *lists |= 1 << list;
+        }
+    }
+
+    fn finish(self, state: &State, order: &Order, counts: Vec<u64>) -> Marks {
+        let mut ways = vec![0; self.lists.len()];
+        let mut table = Vec::new();
+        let mut known = hashbrown::HashMap::new();
+        for (lists, way) in self.lists.iter().zip(&mut ways).filter(|(lists, _)| **lists != 0) {
+            *way = *known.entry(*lists).or_insert_with(|| {
+                table.push(self.way(*lists, None));
+                table.len() as u16
+            });
+        }
+        for (room, config) in &self.config.subscriptions {
+            let Some((at, row)) = order.row(*room) else { continue };
+            if !is_listed(row, state) {
+                continue;
+            }
+            let lists = self.lists.get(at).copied().unwrap_or_default();
+            table.push(self.way(lists, Some(config)));
+            if let Some(way) = ways.get_mut(at) {
+                *way = table.len() as u16;
+            }
+        }
+        Marks { generation: order.generation, ways, table, counts }
+    }
+
+    fn way(&self, lists: Lists, subscription: Option<&Arc<RoomConfig>>) -> Way {
+        let known = self.before.iter().find(|way| subscription.is_none() && !way.subscribed && way.lists == lists);
+        if let Some(known) = known {
+            return known.clone();
+        }
+        let in_lists = self.config.lists.values().enumerate().filter(|(index, _)| lists & (1 << index) != 0);
+        let mut configs = in_lists.map(|(_, list)| &list.room).chain(subscription);
+        let first = configs.next().cloned().unwrap_or_default();
+        let config = configs.fold(first, |all, one| if all == *one { all } else { Arc::new(all.and(one)) });
+        Way { lists, subscribed: subscription.is_some(), config }
+    }
+}
+
+/// Whether a room is one of those that lists and subscriptions can have.
+fn is_listed(row: &Row, state: &State) -> bool {
+    match row.standing {
+        Standing::Listed => true,
+        Standing::Hidden => false,
+        // The client learns that it is over, if it knows the room.
+        Standing::Over => state.knows(row.room).is_some_and(|since| since < row.member.event),
+    }
+}
+
+fn matches(row: &Row, filters: &Filters) -> bool {
+    let is = |wanted: Option<bool>, value: bool| wanted.is_none_or(|wanted| wanted == value);
+    if !is(filters.is_dm, row.is_dm) || !is(filters.is_invite, row.member.state == MembershipState::Invite) {
+        return false;
+    }
+    if !filters.need_state() {
+        return true;
+    }
+    let Some(traits) = row.traits() else { return false };
+    is(filters.is_encrypted, traits.encrypted)
+        && !filters.not_room_types.contains(&traits.room_type)
+        && filters.room_types.as_ref().is_none_or(|wanted| wanted.contains(&traits.room_type))
+}

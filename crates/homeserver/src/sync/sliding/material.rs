@@ -1,0 +1,62 @@
+//! What an answer is made of, whatever the dialect.
+
+use ruma::OwnedUserId;
+use store::Pos;
+
+use crate::push::counts::Unread;
+use crate::stored::StoredEvent;
+use crate::sync::material::{Datum, ReadBy, Timeline};
+
+/// What is new for a client.
+#[derive(Debug, Default)]
+pub struct Material {
+    pub rooms: Vec<Room>,
+    pub account_data: Vec<Datum>,
+    /// Account data of rooms, by room ID.
+    pub room_account_data: Vec<(String, Vec<Datum>)>,
+    pub receipts: Vec<(String, Vec<ReadBy>)>,
+    pub typing: Vec<(String, Vec<OwnedUserId>)>,
+}
+
+impl Material {
+    pub fn is_empty(&self) -> bool {
+        self.rooms.is_empty()
+            && self.account_data.is_empty()
+            && self.room_account_data.is_empty()
+            && self.receipts.is_empty()
+            && self.typing.is_empty()
+    }
+}
+
+/// What is new of one room.
+#[derive(Debug, Default)]
+pub struct Room {
+    pub room_id: String,
+    /// All of it is here; what the client knew of the room before does not count.
+    pub initial: bool,
+    /// The timeline has events that are older than what the client had, because it asked for more.
+    pub expanded: bool,
+    /// `Some(None)`: it has none any more.
+    pub name: Option<Option<String>>,
+    pub avatar: Option<Option<String>>,
+    pub heroes: Option<Vec<Hero>>,
+    pub is_dm: bool,
+    /// For rooms seen from outside.
+    pub stripped: Option<Vec<StoredEvent>>,
+    pub required_state: Vec<(Pos, StoredEvent)>,
+    pub timeline: Option<Timeline>,
+    /// How many of the events are new, and not only new to the client.
+    pub num_live: usize,
+    /// Who is joined, and who invited.
+    pub members: Option<(u32, u32)>,
+    pub unread: Option<Unread>,
+    pub bump_stamp: Pos,
+}
+
+/// Somebody a room is named after.
+#[derive(Debug)]
+pub struct Hero {
+    pub user_id: OwnedUserId,
+    pub displayname: Option<String>,
+    pub avatar_url: Option<String>,
+}

@@ -1,0 +1,191 @@
+//! Polls of one connection: answer at once if there is something to say, else wait until there is.
+//!
+//! Polls of different connections share nothing but short looks at their user's rooms.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ruma::presence::PresenceState;
+use ruma::{OwnedDeviceId, OwnedUserId};
+
+use super::answer::{Ask, answer};
+use super::assemble::{Frame, assemble};
+use super::config::Config;
+use super::connection::{Connection, Key, State};
+use super::material::Material;
+use crate::App;
+use crate::blocking;
+use crate::error::{Error, Result};
+use crate::sync::live::LiveUser;
+use crate::sync::presence;
+use crate::sync::token::ConnectionToken;
+use crate::sync::wait::MAX_TIMEOUT;
+
+/// A client's request, as far as it is needed again.
+pub struct Poll {
+    app: App,
+    user_id: OwnedUserId,
+    device_id: Option<OwnedDeviceId>,
+    live: Arc<LiveUser>,
+    key: Key,
+    connection: Arc<Connection>,
+    /// What the client has; moves on while there is nothing to say.
+    state: State,
+    /// It moved on in another way than by time.
+    moved: bool,
+    /// With this it came.
+    pos: Option<ConnectionToken>,
+    config: Arc<Config>,
+    txn_id: Option<String>,
+    timeout: Duration,
+    present: bool,
+}
+
+/// What a request says.
+pub struct Terms {
+    pub pos: Option<String>,
+    pub conn_id: String,
+    pub config: Config,
+    pub txn_id: Option<String>,
+    pub timeout: Duration,
+    pub presence: PresenceState,
+}
+
+impl Poll {
+    pub fn new(app: App, user_id: OwnedUserId, device_id: Option<OwnedDeviceId>, terms: Terms) -> Result<Self> {
+        let key = Key {
+            user_id: user_id.to_string(),
+            device_id: device_id.as_ref().map(ToString::to_string).unwrap_or_default(),
+            conn_id: terms.conn_id,
+        };
+        let (pos, connection, state) = match terms.pos {
+            None => (None, app.sync.sliding.connections.begin(key.clone()), State::default()),
+            Some(pos) => {
+                let unknown = || Error::unknown_pos("This position is not known; begin anew");
+                let pos: ConnectionToken = pos.parse().map_err(|_| unknown())?;
+                let known = app.sync.sliding.connections.resume(&key, pos.number).filter(|_| pos.boot == app.sync.boot);
+                let (connection, state) = known.ok_or_else(unknown)?;
+                (Some(pos), connection, (*state).clone())
+            }
+        };
+        // Who asks for the same as before is told by that, and not by comparing it again.
+        let config = match &state.config {
+            Some(before) if **before == terms.config => before.clone(),
+            _ => Arc::new(terms.config),
+        };
+        let live = app.sync.live.get(&app.store, &user_id);
+        let present = app.config.presence.enabled && terms.presence != PresenceState::Offline;
+        if present {
+            presence::poll_begins(&app, &user_id, &terms.presence);
+        }
+        let timeout = terms.timeout.min(MAX_TIMEOUT);
+        let txn_id = terms.txn_id;
+        Ok(Poll {
+            app,
+            user_id,
+            device_id,
+            live,
+            key,
+            connection,
+            state,
+            moved: false,
+            pos,
+            config,
+            txn_id,
+            timeout,
+            present,
+        })
+    }
+
+    /// Answers, when there is something to say or the time is over.
+    pub async fn answer(mut self) -> Result<Vec<u8>> {
+        if self.pos.is_none() {
+            return self.large().await;
+        }
+        let started = self.app.clock.monotonic();
+        loop {
+            let nudges = self.live.signal.nudges();
+            if let Some(answer) = self.look()? {
+                return Ok(answer);
+            }
+            let waited = self.app.clock.monotonic().saturating_sub(started);
+            let left = self.timeout.saturating_sub(waited);
+            if left.is_zero() || self.app.shutdown.is_cancelled() {
+                return Ok(self.nothing());
+            }
+            tokio::select! {
+                () = self.live.signal.changed(self.state.version, nudges) => {}
+                () = self.app.clock.sleep(left) => {}
+                () = self.app.shutdown.cancelled() => {}
+            }
+        }
+    }
+
+    /// The first answer of a connection: made elsewhere, because it takes its time.
+    async fn large(mut self) -> Result<Vec<u8>> {
+        let app = self.app.clone();
+        let _turn = app.sync.large.acquire().await.map_err(Error::internal)?;
+        let make = move || {
+            let (next, material) = answer(self.ask())?;
+            self.state = next;
+            Ok(self.told(&material))
+        };
+        blocking::run(make).await?
+    }
+
+    /// One look at the store: an answer, or the poll moves on to where there is nothing new.
+    fn look(&mut self) -> Result<Option<Vec<u8>>> {
+        let same = self.state.config.as_ref().is_some_and(|before| Arc::ptr_eq(before, &self.config));
+        let quiet = same && self.state.serial == self.app.sync.serial();
+        if quiet && let Some(version) = self.live.idle_since(&self.app.store, self.state.version) {
+            self.state.version = version.max(self.state.version);
+            return Ok(None);
+        }
+        let (next, material) = answer(self.ask())?;
+        (self.state, self.moved) = (next, true);
+        // A client that asks for something else hears how many rooms there are at once.
+        Ok((!same || !material.is_empty()).then(|| self.told(&material)))
+    }
+
+    fn ask(&self) -> Ask<'_> {
+        let Poll { app, user_id, live, config, state, .. } = self;
+        Ask { app, user_id, live, config, state }
+    }
+
+    /// The time is over. As long as nothing concerned the user at all, the client stays where it was.
+    fn nothing(&self) -> Vec<u8> {
+        let here = self.pos.filter(|pos| !self.moved && self.live.signal.last() <= pos.version);
+        match here {
+            Some(pos) => self.dressed(&Material::default(), pos),
+            None => self.told(&Material::default()),
+        }
+    }
+
+    /// An answer that the client may come back with.
+    fn told(&self, material: &Material) -> Vec<u8> {
+        let connections = &self.app.sync.sliding.connections;
+        let number = connections.put(&self.key, &self.connection, Arc::new(self.state.clone()));
+        let pos = ConnectionToken { version: self.state.version, boot: self.app.sync.boot, number };
+        self.dressed(material, pos)
+    }
+
+    fn dressed(&self, material: &Material, pos: ConnectionToken) -> Vec<u8> {
+        let frame = Frame {
+            pos: &pos.to_string(),
+            txn_id: self.txn_id.as_deref(),
+            config: &self.config,
+            marks: &self.state.marks,
+            now_ms: self.app.clock.now_ms(),
+            device_id: self.device_id.as_deref().map(|device| device.as_str()),
+        };
+        assemble(material, &frame)
+    }
+}
+
+impl Drop for Poll {
+    fn drop(&mut self) {
+        if self.present {
+            self.app.sync.presence.poll_ended(&self.user_id, self.app.clock.monotonic());
+        }
+    }
+}

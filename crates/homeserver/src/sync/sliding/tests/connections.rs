@@ -1,0 +1,118 @@
+//! Positions, retries, waiting, and several connections of one device.
+
+use super::*;
+
+#[tokio::test]
+async fn pitfall_040_retries_with_another_body_start_from_what_the_client_has() {
+    let server = Server::default();
+    let alice = server.user("alice").await;
+    let room = public_room(&alice).await;
+    let mut connection = Connection::list(&alice, 1, json!([]));
+    connection.sync().await;
+    let event = say(&alice, &room, "one").await;
+    // The answer is lost, twice; once the client asks for something else.
+    assert_eq!(ids(&only(&connection.peek().await, &room)["timeline"]), [event.clone()]);
+    let mut other = connection.clone();
+    other.body["lists"]["all"]["required_state"] = json!([["m.room.create", ""]]);
+    let answer = other.peek().await;
+    assert_eq!(ids(&only(&answer, &room)["timeline"]), [event.clone()]);
+    assert_eq!(keys(&only(&answer, &room)["required_state"]), [key("m.room.create", "")]);
+    assert_eq!(ids(&only(&connection.sync().await, &room)["timeline"]), [event]);
+    nothing(&connection.sync().await);
+}
+
+#[tokio::test]
+async fn pitfall_040_unknown_positions_are_refused() {
+    let server = Server::default();
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let mut connection = Connection::list(&alice, 1, json!([]));
+    connection.sync().await;
+    let refused = |answer: Answer| (answer.status.as_u16(), answer.errcode());
+    let unknown = || (400, "M_UNKNOWN_POS".to_owned());
+    for pos in ["x", "0", "c1_00000000.1", "s1_00000000.1", "c99999999_ffffffff.99"] {
+        let other = Connection { pos: Some(pos.to_owned()), ..connection.clone() };
+        assert_eq!(refused(other.ask(0).await), unknown(), "{pos}");
+    }
+    // Of another user, of another device, of another connection.
+    let foreign = Connection { user: &bob, ..connection.clone() };
+    assert_eq!(refused(foreign.ask(0).await), unknown());
+    let device = server.log_in("alice").await;
+    let foreign = Connection { user: &device, ..connection.clone() };
+    assert_eq!(refused(foreign.ask(0).await), unknown());
+    let mut foreign = connection.clone();
+    foreign.body["conn_id"] = json!("other");
+    assert_eq!(refused(foreign.ask(0).await), unknown());
+    // Who begins anew cannot go back; who came back with a position cannot go behind it.
+    let old = connection.clone();
+    say(&alice, &public_room(&alice).await, "x").await;
+    connection.sync().await;
+    connection.sync().await;
+    assert_eq!(refused(old.ask(0).await), unknown());
+    let mut anew = Connection { pos: None, ..connection.clone() };
+    anew.sync().await;
+    assert_eq!(refused(connection.ask(0).await), unknown());
+    assert_eq!(anew.ask(0).await.status, 200);
+}
+
+#[tokio::test]
+async fn pitfall_044_connections_wait_side_by_side() {
+    let server = Server::default();
+    let alice = server.user("alice").await;
+    let room = public_room(&alice).await;
+    let mut list = Connection::list(&alice, 1, json!([]));
+    list.sync().await;
+    let mut bare = Connection::new(&alice, json!({"extensions": {"account_data": {"enabled": true}}}));
+    bare.sync().await;
+    let (mut waiting, mut other) = (list.clone(), bare.clone());
+    let (answer, bare_answer, _) = tokio::join!(waiting.wait(30_000), other.wait(30_000), async {
+        tokio::task::yield_now().await;
+        say(&alice, &room, "hello").await;
+        tokio::task::yield_now().await;
+        let data = json!({"a": 1});
+        let at = format!("/_matrix/client/v3/user/{}/account_data/m.test", enc(&alice.user_id));
+        ok(&alice.client.put(&at, data).await);
+    });
+    only(&answer, &room);
+    assert_eq!(bare_answer["rooms"], json!({}));
+    assert_eq!(bare_answer["extensions"]["account_data"]["global"][0]["content"], json!({"a": 1}));
+}
+
+#[tokio::test]
+async fn an_empty_poll_says_how_many_rooms_there_are_and_stays() {
+    let server = Server::default();
+    let alice = server.user("alice").await;
+    let mut connection = Connection::list(&alice, 1, json!([]));
+    connection.body["txn_id"] = json!("t");
+    for _ in 0..3 {
+        public_room(&alice).await;
+    }
+    assert_eq!(connection.sync().await["lists"]["all"]["count"], 3);
+    let before = connection.pos.clone();
+    let answer = connection.sync().await;
+    nothing(&answer);
+    assert_eq!((&answer["lists"]["all"]["count"], &answer["txn_id"]), (&json!(3), &json!("t")));
+    assert_eq!(connection.pos, before);
+}
+
+#[tokio::test]
+async fn versions_say_that_it_is_there() {
+    let server = Server::default();
+    let versions = ok(&server.client.get("/_matrix/client/versions").await);
+    assert_eq!(versions["unstable_features"]["org.matrix.simplified_msc3575"], true);
+}
+
+#[tokio::test]
+async fn requests_that_make_no_sense_are_refused() {
+    let server = Server::default();
+    let alice = server.user("alice").await;
+    for body in [
+        json!({"lists": {"a": {"ranges": [[2, 1]], "timeline_limit": 1, "required_state": []}}}),
+        json!({"lists": {"a": {"ranges": "x"}}}),
+        json!({"lists": []}),
+    ] {
+        let answer = Connection::new(&alice, body.clone()).ask(0).await;
+        assert_eq!(answer.status, 400, "{body}");
+    }
+    let many: serde_json::Map<String, Value> = (0..101).map(|n| (n.to_string(), json!({"ranges": []}))).collect();
+    assert_eq!(Connection::new(&alice, json!({"lists": many})).ask(0).await.status, 400);
+}
