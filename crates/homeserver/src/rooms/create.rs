@@ -99,7 +99,8 @@ impl Wanted {
             room.append(draft, Origin::default())?;
         }
         let (room_id, nr) = (room.room_id.clone(), room.nr);
-        room.finish();
+        // Nothing is redacted here.
+        let _ = room.finish();
         if let Some(alias) = &self.alias {
             let row = Alias { room_id: room_id.to_string(), creator: creator.to_string() };
             tx.put(&schema::ALIASES, alias.as_str(), &row);

@@ -50,13 +50,18 @@ pub async fn change<T: Send>(
     mut decide: impl FnMut(&mut RoomTx<'_>) -> Result<T> + Send,
 ) -> Result<Committed<T>> {
     let lane = app.lanes.of(room_id);
-    app.store
+    let mut redacted = Vec::new();
+    let changed = app
+        .store
         .transact_in(Some(lane), |tx| {
             let mut room =
                 RoomTx::open(app, tx, room_id)?.ok_or_else(|| Error::forbidden("You are not in this room"))?;
             let value = decide(&mut room)?;
-            room.finish();
+            redacted = room.finish();
             Ok(value)
         })
-        .await
+        .await;
+    // Whether the commit is durable or not is unknown after some errors: forgetting is always right.
+    redacted.into_iter().for_each(|at| app.room_cache.redacted(at));
+    changed
 }

@@ -178,12 +178,12 @@ impl<'a> RoomTx<'a> {
         self.put(sealed, origin)
     }
 
-    /// Writes the head. Nothing of the room may be changed after this.
-    pub fn finish(self) {
+    /// Writes the head. Nothing of the room may be changed after this. Returns the events that were redacted, for
+    /// [`RoomCache::redacted`](super::read::RoomCache::redacted) once this is committed.
+    #[must_use]
+    pub fn finish(self) -> Vec<EventAt> {
         self.tx.put(&schema::HEADS, self.nr, &self.head);
-        for at in self.redacted {
-            self.app.room_cache.redacted(at);
-        }
+        self.redacted
     }
 
     fn prev_events(&self) -> Result<Vec<OwnedEventId>> {
