@@ -89,6 +89,8 @@ impl Server {
             let door = Door { router, trusted_proxies: Arc::new([]), certificate: None };
             tokio::spawn(connections.clone().serve_tcp(listener, door));
         }
+        let media_dir = app.config.media_dir();
+        app.media.start().await.map_err(file(|| format!("media directory {}", media_dir.display())))?;
         app.tasks.spawn(jobs::run(app.clone()));
         app.tasks.spawn(housekeeping::run(app.clone()));
         let admin = bind_unix(&bound.admin)?;

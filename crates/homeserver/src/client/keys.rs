@@ -12,6 +12,7 @@ use store::Read as _;
 
 use crate::App;
 use crate::auth::Access;
+use crate::blocking;
 use crate::e2ee::keys::{self, Claimed, KeysById, Upload};
 use crate::error::{Error, Result};
 use crate::http::{Ctx, RawCtx, Response, Routes, json_response};
@@ -78,8 +79,7 @@ async fn query(mut ctx: RawCtx) -> Result<Response> {
     let body: QueryBody = ctx.read_json().await?;
     let app = ctx.app;
     let answer = if body.device_keys.len() > MANY_USERS {
-        let answer = tokio::task::spawn_blocking(move || answer_query(&app, &body));
-        answer.await.map_err(Error::internal)??
+        blocking::run(move || answer_query(&app, &body)).await??
     } else {
         answer_query(&app, &body)?
     };
@@ -200,7 +200,7 @@ async fn key_changes(ctx: Ctx<get_key_changes::Request>) -> Result<get_key_chang
     let user_id = ctx.requester.user_id;
     let app = ctx.app;
     // What came after `to` is told, too: the device is going to hear of it anyhow.
-    let lists = tokio::task::spawn_blocking(move || {
+    let lists = blocking::run(move || {
         device_lists(&Ask {
             app: &app,
             user_id: &user_id,
@@ -212,7 +212,7 @@ async fn key_changes(ctx: Ctx<get_key_changes::Request>) -> Result<get_key_chang
             state_after: StateAfter::default(),
         })
     });
-    let lists = lists.await.map_err(Error::internal)??;
+    let lists = lists.await??;
     let users = |ids: BTreeSet<String>| ids.into_iter().filter_map(|id| OwnedUserId::try_from(id).ok()).collect();
     Ok(get_key_changes::Response::new(users(lists.changed), users(lists.left)))
 }

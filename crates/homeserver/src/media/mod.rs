@@ -116,17 +116,21 @@ impl Media {
 
     /// Makes the media directory if it is not there, and clears away what an earlier run left unfinished. Happens with
     /// the first file at the latest; a server calls it at its start, so that a wrong directory is noticed then.
-    pub async fn start(&self) -> Result<()> {
-        self.files().await.map(drop)
+    pub async fn start(&self) -> io::Result<()> {
+        self.opened().await.map(drop)
     }
 
     async fn files(&self) -> Result<&Files> {
+        self.opened().await.map_err(|cause| {
+            Error::internal(format!("the media directory {} cannot be used: {cause}", self.dir.display()))
+        })
+    }
+
+    async fn opened(&self) -> io::Result<&Files> {
         let open = async || {
             let (dir, rng, store) = (self.dir.clone(), self.rng.clone(), self.store.clone());
             let wanted = move |sha256: &Sha256| is_wanted(&store.latest(), sha256).map_err(io::Error::other);
-            files::blocking(move || Files::open(&dir, rng, wanted)).await.map_err(|cause| {
-                Error::internal(format!("the media directory {} cannot be used: {cause}", self.dir.display()))
-            })
+            files::blocking(move || Files::open(&dir, rng, wanted)).await
         };
         self.files.get_or_try_init(open).await
     }

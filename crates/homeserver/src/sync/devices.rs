@@ -150,7 +150,7 @@ impl Collector<'_> {
         Ok(news)
     }
 
-    /// Whose devices changed since the token. `rooms` are those in which something happened.
+    /// Whose devices changed since the token. `rooms` are those in which something happened, in order.
     pub(super) fn device_lists(&self, rooms: &[RoomNr]) -> Result<Lists> {
         let mut lists = Lists::default();
         let Some(since) = self.since_version() else { return Ok(lists) };
@@ -167,7 +167,7 @@ impl Collector<'_> {
             let came = joined && member.joined.is_some_and(|at| at > since);
             if came {
                 self.everybody_is_new(room, &mut lists.changed)?;
-            } else if joined && rooms.contains(&room) {
+            } else if joined && rooms.binary_search(&room).is_ok() {
                 self.who_came_and_went(room, since, &mut lists.changed, &mut gone)?;
             } else if !joined && member.event > since {
                 self.everybody_is_gone(room, &mut gone)?;
