@@ -15,9 +15,11 @@ use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response, Routes, json_response};
 use crate::schema::room_nr;
 use crate::sync::sliding::config::{
-    Config, Extensions, Filters, List, MAX_LISTS, MAX_SUBSCRIPTIONS, MAX_TIMELINE, Required, RoomConfig, Scope,
+    Config, Extensions, Filters, List, MAX_LISTS, MAX_SUBSCRIPTIONS, MAX_TIMELINE, Messages, Required, RoomConfig,
+    Scope,
 };
 use crate::sync::sliding::poll::{Poll, Terms};
+use crate::sync::token::parse_position;
 
 /// The client's name for a connection is no longer.
 const MAX_CONN_ID: usize = 255;
@@ -75,6 +77,15 @@ struct ExtensionsBody {
     account_data: Option<ScopeBody>,
     receipts: Option<ScopeBody>,
     typing: Option<ScopeBody>,
+    to_device: Option<ToDeviceBody>,
+    e2ee: Option<ScopeBody>,
+}
+
+#[derive(Default, Deserialize)]
+struct ToDeviceBody {
+    enabled: Option<bool>,
+    limit: Option<u64>,
+    since: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -104,6 +115,7 @@ fn begin(ctx: RawCtx, body: Body) -> Result<Poll> {
         pos: query.pos.filter(|pos| !pos.is_empty()),
         conn_id,
         txn_id: body.txn_id.clone(),
+        messages: body.extensions.messages()?,
         config: body.config(user_id.as_str())?,
         timeout: Duration::from_millis(query.timeout.unwrap_or(0)),
         presence: query.set_presence.unwrap_or_default(),
@@ -124,11 +136,26 @@ impl Body {
         let known = |(room, config): (String, RoomBody)| Some((room_nr(&RoomId::parse(room).ok()?), config.read(me)));
         let mut subscriptions: Vec<_> = rooms.into_iter().filter_map(known).collect();
         subscriptions.sort_unstable_by_key(|(room, _)| *room);
-        let ExtensionsBody { account_data, receipts, typing } = self.extensions;
+        let ExtensionsBody { account_data, receipts, typing, to_device, e2ee } = self.extensions;
         let read = |scope: Option<ScopeBody>| scope.map(|scope| scope.read(&names)).unwrap_or_default();
-        let extensions =
-            Extensions { account_data: read(account_data), receipts: read(receipts), typing: read(typing) };
+        let extensions = Extensions {
+            account_data: read(account_data),
+            receipts: read(receipts),
+            typing: read(typing),
+            to_device: to_device.is_some_and(|body| body.enabled == Some(true)),
+            e2ee: e2ee.is_some_and(|body| body.enabled == Some(true)),
+        };
         Ok(Config { lists, subscriptions, extensions })
+    }
+}
+
+impl ExtensionsBody {
+    /// The messages that are wanted, if any are.
+    fn messages(&self) -> Result<Option<Messages>> {
+        let Some(body) = self.to_device.as_ref().filter(|body| body.enabled == Some(true)) else { return Ok(None) };
+        let since = body.since.as_deref().filter(|since| !since.is_empty()).map(parse_position).transpose()?;
+        let limit = body.limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+        Ok(Some(Messages { since, limit: limit.max(1) }))
     }
 }
 

@@ -6,7 +6,7 @@ use ruma::OwnedUserId;
 use ruma::presence::PresenceState;
 use store::Pos;
 
-use super::devices::News;
+use super::devices::{Lists, News};
 use super::filter::Fields;
 use super::material::{Datum, Material, ReadBy, Room, Stripped, Summary, Timeline};
 use super::presence::Seen;
@@ -14,6 +14,7 @@ use super::token;
 use super::unread::split;
 use crate::push::counts::{Tally, Unread};
 use crate::rooms::shown::{Shown, Style, number, string, stripped};
+use crate::schema::KeyCounts;
 use crate::stored::StoredEvent;
 
 /// How the client wants it.
@@ -114,25 +115,12 @@ impl Writer<'_> {
             self.text("]}");
         }
         if !news.lists.is_empty() {
-            self.text(",\"device_lists\":{\"changed\":[");
-            self.each(&news.lists.changed, |writer, user_id| writer.string(user_id));
-            self.text("],\"left\":[");
-            self.each(&news.lists.left, |writer, user_id| writer.string(user_id));
-            self.text("]}");
+            self.out.push(b',');
+            device_lists(&mut self.out, &news.lists);
         }
         if let Some(counts) = &news.key_counts {
-            self.text(",\"device_one_time_keys_count\":{");
-            // Clients take the absence of this one for not knowing.
-            let none = (!counts.one_time.contains_key(SIGNED)).then_some((SIGNED, 0));
-            let some = counts.one_time.iter().map(|(algorithm, count)| (algorithm.as_str(), *count));
-            self.each(none.into_iter().chain(some), |writer, (algorithm, count)| {
-                writer.string(algorithm);
-                writer.out.push(b':');
-                writer.number(count.into());
-            });
-            self.text("},\"device_unused_fallback_key_types\":[");
-            self.each(&counts.unused_fallback, |writer, algorithm| writer.string(algorithm));
-            self.out.push(b']');
+            self.out.push(b',');
+            key_counts(&mut self.out, counts);
         }
     }
 
@@ -349,6 +337,31 @@ pub fn account_data_events(out: &mut Vec<u8>, data: &[Datum]) {
         out.extend_from_slice(content);
         out.push(b'}');
     });
+    out.push(b']');
+}
+
+/// Writes `"device_lists":{…}`.
+pub fn device_lists(out: &mut Vec<u8>, lists: &Lists) {
+    out.extend_from_slice(b"\"device_lists\":{\"changed\":[");
+    list(out, &lists.changed, |out, user_id| string(out, user_id));
+    out.extend_from_slice(b"],\"left\":[");
+    list(out, &lists.left, |out, user_id| string(out, user_id));
+    out.extend_from_slice(b"]}");
+}
+
+/// Writes how many keys of a device are left, as two members of an object.
+pub fn key_counts(out: &mut Vec<u8>, counts: &KeyCounts) {
+    out.extend_from_slice(b"\"device_one_time_keys_count\":{");
+    // Clients take the absence of this one for not knowing.
+    let none = (!counts.one_time.contains_key(SIGNED)).then_some((SIGNED, 0));
+    let some = counts.one_time.iter().map(|(algorithm, count)| (algorithm.as_str(), *count));
+    list(out, none.into_iter().chain(some), |out, (algorithm, count)| {
+        string(out, algorithm);
+        out.push(b':');
+        number(out, count.into());
+    });
+    out.extend_from_slice(b"},\"device_unused_fallback_key_types\":[");
+    list(out, &counts.unused_fallback, |out, algorithm| string(out, algorithm));
     out.push(b']');
 }
 

@@ -84,37 +84,50 @@ pub fn device_lists(ask: &Ask<'_>) -> Result<Lists> {
     })
 }
 
+/// The same, as of a moment that was taken already.
+pub fn device_lists_at(ask: &Ask<'_>, look: &Look) -> Result<Lists> {
+    let collector = Collector::new(ask, look);
+    let rooms = collector.changed_rooms()?;
+    collector.device_lists(&rooms_of(&rooms))
+}
+
 fn collect_with<T>(ask: &Ask<'_>, read: impl FnOnce(&Collector<'_>, Ephemeral) -> Result<T>) -> Result<T> {
-    let Ask { app, user_id, device_id, live, filter, since, full_state, state_after } = *ask;
     // Before anything is read: what changes meanwhile is told again rather than not at all.
-    let serial = app.sync.serial();
-    let Look { snapshot, memberships, tastes, account_moved, .. } = live.look(&app.store)?;
-    let lazy = filter.lazy != super::filter::Lazy::All;
-    let sent = device_id.filter(|_| lazy).map(|device| app.sync.sent.of(user_id, device, since.is_none()));
-    let collector = Collector {
-        app,
-        user_id,
-        device_id,
-        live,
-        filter,
-        since,
-        full_state,
-        state_after,
-        rooms: RoomReader::new(&app.room_cache, &snapshot),
-        recent: &app.sync.recent,
-        candidates: &app.sync.candidates,
-        memberships: &memberships,
-        tastes: &tastes,
-        sent,
-        version: snapshot.version(),
-        account_moved,
-    };
-    read(&collector, Ephemeral { boot: app.sync.boot, serial, typing: false })
+    let serial = ask.app.sync.serial();
+    let look = ask.live.look(&ask.app.store)?;
+    read(&Collector::new(ask, &look), Ephemeral { boot: ask.app.sync.boot, serial, typing: false })
 }
 
 /// The rooms with new events.
 fn rooms_of(changed: &BTreeMap<RoomNr, News>) -> Vec<RoomNr> {
     changed.iter().filter(|(_, news)| news.what.events).map(|(room, _)| *room).collect()
+}
+
+impl<'a> Collector<'a> {
+    fn new(ask: &Ask<'a>, look: &'a Look) -> Self {
+        let Ask { app, user_id, device_id, live, filter, since, full_state, state_after } = *ask;
+        let Look { snapshot, memberships, tastes, account_moved, .. } = look;
+        let lazy = filter.lazy != super::filter::Lazy::All;
+        let sent = device_id.filter(|_| lazy).map(|device| app.sync.sent.of(user_id, device, since.is_none()));
+        Collector {
+            app,
+            user_id,
+            device_id,
+            live,
+            filter,
+            since,
+            full_state,
+            state_after,
+            rooms: RoomReader::new(&app.room_cache, snapshot),
+            recent: &app.sync.recent,
+            candidates: &app.sync.candidates,
+            memberships,
+            tastes,
+            sent,
+            version: snapshot.version(),
+            account_moved: *account_moved,
+        }
+    }
 }
 
 impl Collector<'_> {

@@ -16,7 +16,7 @@ use super::collect::Collector;
 use super::presence;
 use super::token::SyncToken;
 use crate::App;
-use crate::e2ee::to_device;
+use crate::e2ee::to_device::{self, Waiting};
 use crate::error::Result;
 use crate::rooms::shown;
 use crate::schema::{self, KEY_COUNTS, KeyCounts, MembershipState, RoomNr, TO_DEVICE};
@@ -126,6 +126,25 @@ impl Unacknowledged {
     }
 }
 
+/// The messages to a device after what it has acknowledged, or has acknowledged before. No more than `limit`.
+pub fn messages(
+    app: &App,
+    read: &impl Read,
+    user_id: &UserId,
+    device_id: &DeviceId,
+    after: Option<Pos>,
+    limit: usize,
+) -> Result<Waiting> {
+    let unacknowledged = &app.sync.unacknowledged;
+    let after = after.unwrap_or_else(|| unacknowledged.through(user_id, device_id));
+    let most = (limit.min(MOST_MESSAGES.0), MOST_MESSAGES.1);
+    let waiting = to_device::waiting(read, user_id.as_str(), device_id.as_str(), after, most)?;
+    if !waiting.events.is_empty() {
+        unacknowledged.sent(user_id, device_id, after);
+    }
+    Ok(waiting)
+}
+
 // ---- reading -----------------------------------------------------------------------------------------------------
 
 impl Collector<'_> {
@@ -133,16 +152,10 @@ impl Collector<'_> {
     pub(super) fn device_news(&self, rooms: &[RoomNr], next: &mut SyncToken) -> Result<News> {
         let mut news = News { lists: self.device_lists(rooms)?, ..News::default() };
         let Some(device_id) = self.device_id else { return Ok(news) };
-        let unacknowledged = &self.app.sync.unacknowledged;
-        let begin = || unacknowledged.through(self.user_id, device_id);
-        let after = self.since.map_or_else(begin, |since| since.messages());
-        let (user, device) = (self.user_id.as_str(), device_id.as_str());
-        let waiting = to_device::waiting(self.rooms.read, user, device, after, MOST_MESSAGES)?;
+        let after = self.since.map(|since| since.messages());
+        let waiting = messages(self.app, self.rooms.read, self.user_id, device_id, after, MOST_MESSAGES.0)?;
         next.to_device = waiting.more.then_some(waiting.through);
         news.to_device = waiting.events;
-        if !news.to_device.is_empty() {
-            unacknowledged.sent(self.user_id, device_id, after);
-        }
         let counts = key_counts(self.rooms.read, self.user_id, Some(device_id))?;
         let told = self.since_version();
         news.key_counts_changed = told.is_some_and(|told| counts.as_ref().is_some_and(|counts| counts.changed > told));

@@ -4,11 +4,12 @@
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
-use ruma::OwnedUserId;
+use ruma::{DeviceId, OwnedUserId};
 use store::{Pos, Read as _, Snapshot};
 
-use super::config::{Config, Scopes};
+use super::config::{Config, Messages, RoomConfig, Scopes};
 use super::connection::{Sent, State};
+use super::extensions::device_news;
 use super::lists::{Marks, Way, mark};
 use super::material::Material;
 use super::order::{Order, Row};
@@ -29,8 +30,10 @@ const MAX_RECEIPTS: usize = 100;
 pub struct Ask<'a> {
     pub app: &'a App,
     pub user_id: &'a OwnedUserId,
+    pub device_id: Option<&'a DeviceId>,
     pub live: &'a LiveUser,
     pub config: &'a Arc<Config>,
+    pub messages: Option<Messages>,
     /// What the client has.
     pub state: &'a State,
 }
@@ -71,6 +74,8 @@ pub fn answer(ask: Ask<'_>) -> Result<(State, Material)> {
     answer.rooms()?;
     answer.account_data()?;
     answer.typing();
+    answer.device_lists()?;
+    device_news(ask, &look.snapshot, &mut answer.material)?;
     Ok((answer.next, answer.material))
 }
 
@@ -204,7 +209,7 @@ impl Planner<'_> {
     }
 }
 
-fn visit(row: &Row, way: &Way, since: Option<Pos>, before: Option<Arc<super::config::RoomConfig>>) -> Visit {
+fn visit(row: &Row, way: &Way, since: Option<Pos>, before: Option<Arc<RoomConfig>>) -> Visit {
     Visit {
         room: row.room,
         member: row.member.clone(),

@@ -8,7 +8,7 @@ use super::lists::Marks;
 use super::material::{Hero, Material, Room};
 use crate::rooms::shown::{Shown, Style, number, string, stripped};
 use crate::stored::StoredEvent;
-use crate::sync::assemble::{account_data_events, receipts_event, typing_event};
+use crate::sync::assemble::{account_data_events, device_lists, key_counts, receipts_event, typing_event};
 use crate::sync::token;
 
 /// What goes around the material.
@@ -180,6 +180,21 @@ impl Writer<'_> {
             writer.text(name);
             writer.text("\":{");
         };
+        if let Some(messages) = &material.to_device {
+            begin(self, "to_device");
+            self.text("\"next_batch\":");
+            self.string(&token::position(messages.next_batch));
+            self.text(",\"events\":[");
+            self.each(&messages.events, |writer, event| writer.out.extend_from_slice(event));
+            self.text("]}");
+        }
+        if let Some(counts) = &material.key_counts {
+            begin(self, "e2ee");
+            key_counts(&mut self.out, counts);
+            self.out.push(b',');
+            device_lists(&mut self.out, &material.device_lists);
+            self.out.push(b'}');
+        }
         if !material.account_data.is_empty() || !material.room_account_data.is_empty() {
             begin(self, "account_data");
             self.text("\"global\":");

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hashbrown::HashSet;
+use store::Pos;
 
 use crate::schema::RoomNr;
 
@@ -183,6 +184,16 @@ pub struct Extensions {
     pub account_data: Scope,
     pub receipts: Scope,
     pub typing: Scope,
+    pub to_device: bool,
+    pub e2ee: bool,
+}
+
+/// Which messages to the device are wanted. Apart from the rest of a request, because it changes with every one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Messages {
+    /// The device has those up to here.
+    pub since: Option<Pos>,
+    pub limit: usize,
 }
 
 /// For which rooms an extension is wanted.

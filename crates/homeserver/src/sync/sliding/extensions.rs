@@ -1,16 +1,22 @@
-//! What goes into an answer besides rooms: account data and typing. (Receipts are read with their rooms.)
+//! What goes into an answer besides rooms: account data, typing, and what concerns the device. (Receipts are read with
+//! their rooms.)
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ruma::RoomId;
-use store::{Pos, Read as _};
+use store::{Pos, Read as _, Snapshot};
 
-use super::answer::Answer;
-use super::config::Scopes;
+use super::answer::{Answer, Ask};
+use super::config::{Messages, Scopes};
+use super::material::{Material, ToDevice};
 use crate::error::Result;
 use crate::schema::{self, RoomNr, room_nr};
-use crate::sync::collect::{PUSH_RULES, default_push_rules};
+use crate::sync::assemble::StateAfter;
+use crate::sync::collect::{self, PUSH_RULES, default_push_rules};
+use crate::sync::devices;
+use crate::sync::filter::Filter;
 use crate::sync::material::Datum;
+use crate::sync::token::{Ephemeral, SyncToken};
 
 impl Answer<'_> {
     pub(super) fn account_data(&mut self) -> Result<()> {
@@ -105,8 +111,50 @@ impl Answer<'_> {
         }
     }
 
+    /// Whose devices changed. A client that begins anew asks for all of them anyway.
+    pub(super) fn device_lists(&mut self) -> Result<()> {
+        let Ask { app, user_id, device_id, live, config, state, .. } = self.ask;
+        let before = state.config.as_ref().filter(|before| before.extensions.e2ee);
+        if !config.extensions.e2ee || before.is_none() {
+            return Ok(());
+        }
+        let since = SyncToken { version: state.version, ephemeral: Ephemeral::default(), to_device: None };
+        let (filter, state_after) = (&Filter::default(), StateAfter::default());
+        let since = Some(since);
+        let ask = collect::Ask { app, user_id, device_id, live, filter, since, full_state: false, state_after };
+        self.material.device_lists = collect::device_lists_at(&ask, self.look)?;
+        Ok(())
+    }
+
     fn fresh(&self, scope: Scopes) -> Vec<RoomNr> {
         let fresh = self.plan.fresh.iter().filter(|(_, scopes)| scopes.has(scope)).map(|(room, _)| *room);
         fresh.filter(|room| self.covers(*room, scope)).collect()
     }
+}
+
+/// What waits for the device, and how many of its keys are left: part of every answer.
+pub fn device_news(ask: Ask<'_>, snapshot: &Snapshot, material: &mut Material) -> Result<()> {
+    let Ask { app, user_id, device_id: Some(device_id), config, messages, state, .. } = ask else { return Ok(()) };
+    if let Some(Messages { since, limit }) = messages {
+        let waiting = devices::messages(app, snapshot, user_id, device_id, since, limit)?;
+        let none = since.unwrap_or_else(|| snapshot.version());
+        let next_batch = if waiting.events.is_empty() { none } else { waiting.through };
+        material.to_device = Some(ToDevice { next_batch, events: waiting.events });
+    }
+    if config.extensions.e2ee {
+        let counts = devices::key_counts(snapshot, user_id, Some(device_id))?;
+        material.key_counts_changed = counts.as_ref().is_some_and(|counts| counts.changed > state.version);
+        material.key_counts = counts;
+    }
+    Ok(())
+}
+
+/// Whether there are messages that the device does not have, whatever happened lately: the client may not have got far
+/// with those of the last answer.
+pub fn messages_wait(ask: Ask<'_>, snapshot: &Snapshot) -> Result<bool> {
+    let (Some(Messages { since: Some(since), .. }), Some(device_id)) = (ask.messages, ask.device_id) else {
+        return Ok(ask.messages.is_some());
+    };
+    let last = snapshot.get(&schema::TO_DEVICE_AT, (ask.user_id.as_str(), device_id.as_str()))?;
+    Ok(last.is_some_and(|last| last > since))
 }

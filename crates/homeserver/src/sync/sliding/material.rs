@@ -1,10 +1,13 @@
 //! What an answer is made of, whatever the dialect.
 
+use bytes::Bytes;
 use ruma::OwnedUserId;
 use store::Pos;
 
 use crate::push::counts::Unread;
+use crate::schema::KeyCounts;
 use crate::stored::StoredEvent;
+use crate::sync::devices::Lists;
 use crate::sync::material::{Datum, ReadBy, Timeline};
 
 /// What is new for a client.
@@ -16,6 +19,19 @@ pub struct Material {
     pub room_account_data: Vec<(String, Vec<Datum>)>,
     pub receipts: Vec<(String, Vec<ReadBy>)>,
     pub typing: Vec<(String, Vec<OwnedUserId>)>,
+    pub to_device: Option<ToDevice>,
+    pub device_lists: Lists,
+    /// Said in every answer: one that says nothing of them says that there are none.
+    pub key_counts: Option<KeyCounts>,
+    pub key_counts_changed: bool,
+}
+
+/// Messages to the device.
+#[derive(Debug)]
+pub struct ToDevice {
+    /// With this the device says that it has them.
+    pub next_batch: Pos,
+    pub events: Vec<Bytes>,
 }
 
 impl Material {
@@ -25,6 +41,9 @@ impl Material {
             && self.room_account_data.is_empty()
             && self.receipts.is_empty()
             && self.typing.is_empty()
+            && self.to_device.as_ref().is_none_or(|messages| messages.events.is_empty())
+            && self.device_lists.is_empty()
+            && !self.key_counts_changed
     }
 }
 

@@ -10,8 +10,9 @@ use ruma::{OwnedDeviceId, OwnedUserId};
 
 use super::answer::{Ask, answer};
 use super::assemble::{Frame, assemble};
-use super::config::Config;
+use super::config::{Config, Messages};
 use super::connection::{Connection, Key, State};
+use super::extensions::{device_news, messages_wait};
 use super::material::Material;
 use crate::App;
 use crate::blocking;
@@ -36,6 +37,7 @@ pub struct Poll {
     /// With this it came.
     pos: Option<ConnectionToken>,
     config: Arc<Config>,
+    messages: Option<Messages>,
     txn_id: Option<String>,
     timeout: Duration,
     present: bool,
@@ -46,6 +48,7 @@ pub struct Terms {
     pub pos: Option<String>,
     pub conn_id: String,
     pub config: Config,
+    pub messages: Option<Messages>,
     pub txn_id: Option<String>,
     pub timeout: Duration,
     pub presence: PresenceState,
@@ -73,13 +76,17 @@ impl Poll {
             Some(before) if **before == terms.config => before.clone(),
             _ => Arc::new(terms.config),
         };
+        if let (Some(Messages { since: Some(since), .. }), Some(device_id)) = (terms.messages, &device_id) {
+            app.sync.unacknowledged.acknowledge(&app, &user_id, device_id, since)?;
+        }
         let live = app.sync.live.get(&app.store, &user_id);
         let present = app.config.presence.enabled && terms.presence != PresenceState::Offline;
         if present {
             presence::poll_begins(&app, &user_id, &terms.presence);
         }
         let timeout = terms.timeout.min(MAX_TIMEOUT);
-        let txn_id = terms.txn_id;
+        let Terms { messages, txn_id, .. } = terms;
+        let moved = false;
         Ok(Poll {
             app,
             user_id,
@@ -88,9 +95,10 @@ impl Poll {
             key,
             connection,
             state,
-            moved: false,
+            moved,
             pos,
             config,
+            messages,
             txn_id,
             timeout,
             present,
@@ -111,7 +119,7 @@ impl Poll {
             let waited = self.app.clock.monotonic().saturating_sub(started);
             let left = self.timeout.saturating_sub(waited);
             if left.is_zero() || self.app.shutdown.is_cancelled() {
-                return Ok(self.nothing());
+                return self.nothing();
             }
             tokio::select! {
                 () = self.live.signal.changed(self.state.version, nudges) => {}
@@ -137,7 +145,10 @@ impl Poll {
     fn look(&mut self) -> Result<Option<Vec<u8>>> {
         let same = self.state.config.as_ref().is_some_and(|before| Arc::ptr_eq(before, &self.config));
         let quiet = same && self.state.serial == self.app.sync.serial();
-        if quiet && let Some(version) = self.live.idle_since(&self.app.store, self.state.version) {
+        if quiet
+            && let Some(version) = self.live.idle_since(&self.app.store, self.state.version)
+            && !messages_wait(self.ask(), &self.app.store.snapshot())?
+        {
             self.state.version = version.max(self.state.version);
             return Ok(None);
         }
@@ -148,17 +159,19 @@ impl Poll {
     }
 
     fn ask(&self) -> Ask<'_> {
-        let Poll { app, user_id, live, config, state, .. } = self;
-        Ask { app, user_id, live, config, state }
+        let Poll { app, user_id, live, config, messages, state, .. } = self;
+        Ask { app, user_id, device_id: self.device_id.as_deref(), live, config, messages: *messages, state }
     }
 
     /// The time is over. As long as nothing concerned the user at all, the client stays where it was.
-    fn nothing(&self) -> Vec<u8> {
+    fn nothing(&self) -> Result<Vec<u8>> {
+        let mut material = Material::default();
+        device_news(self.ask(), &self.app.store.snapshot(), &mut material)?;
         let here = self.pos.filter(|pos| !self.moved && self.live.signal.last() <= pos.version);
-        match here {
-            Some(pos) => self.dressed(&Material::default(), pos),
-            None => self.told(&Material::default()),
-        }
+        Ok(match here {
+            Some(pos) => self.dressed(&material, pos),
+            None => self.told(&material),
+        })
     }
 
     /// An answer that the client may come back with.

@@ -77,6 +77,117 @@ async fn pitfall_044_connections_wait_side_by_side() {
     assert_eq!(bare_answer["extensions"]["account_data"]["global"][0]["content"], json!({"a": 1}));
 }
 
+/// A connection for what concerns the device.
+fn encryption(user: &User) -> Connection<'_> {
+    Connection::new(user, json!({"extensions": {"to_device": {"enabled": true}, "e2ee": {"enabled": true}}}))
+}
+
+/// The client has the messages of an answer.
+fn acknowledge(connection: &mut Connection<'_>, answer: &Value) {
+    connection.body["extensions"]["to_device"]["since"] = answer["extensions"]["to_device"]["next_batch"].clone();
+}
+
+async fn message(from: &User, to: &User, body: &str) {
+    let content = json!({"messages": { &to.user_id: { &to.device_id: { "body": body } } }});
+    ok(&from.client.put(&format!("/_matrix/client/v3/sendToDevice/m.test/{}", next()), content).await);
+}
+
+fn messages(answer: &Value) -> Vec<&str> {
+    let events = answer["extensions"]["to_device"]["events"].as_array().unwrap();
+    events.iter().map(|event| event["content"]["body"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn pitfall_030_messages_come_until_the_device_has_them() {
+    let server = Server::default();
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let mut connection = encryption(&alice);
+    let answer = connection.sync().await;
+    assert_eq!(messages(&answer), [""; 0]);
+    acknowledge(&mut connection, &answer);
+    for body in ["one", "two", "three"] {
+        message(&bob, &alice, body).await;
+    }
+    // Whatever becomes of the position: without the word of the device nothing is taken as read.
+    connection.body["extensions"]["to_device"]["limit"] = json!(2);
+    for _ in 0..2 {
+        assert_eq!(messages(&connection.sync().await), ["one", "two"]);
+    }
+    let answer = connection.sync().await;
+    assert_eq!(answer["extensions"]["to_device"]["events"][0]["sender"], bob.user_id.as_str());
+    acknowledge(&mut connection, &answer);
+    let answer = connection.sync().await;
+    assert_eq!(messages(&answer), ["three"]);
+    acknowledge(&mut connection, &answer);
+    assert_eq!(messages(&connection.sync().await), [""; 0]);
+    // They are gone, also for who begins anew.
+    assert_eq!(messages(&encryption(&alice).sync().await), [""; 0]);
+    connection.body["extensions"]["to_device"]["since"] = json!("nonsense");
+    assert_eq!(connection.ask(0).await.status, 400);
+}
+
+#[tokio::test]
+async fn pitfall_032_every_answer_has_the_counts_of_keys() {
+    let server = Server::default();
+    let alice = server.user("alice").await;
+    let mut connection = encryption(&alice);
+    for _ in 0..2 {
+        let answer = connection.sync().await;
+        let e2ee = &answer["extensions"]["e2ee"];
+        assert_eq!(e2ee["device_one_time_keys_count"], json!({"signed_curve25519": 0}));
+        assert_eq!(e2ee["device_unused_fallback_key_types"], json!([]));
+        acknowledge(&mut connection, &answer);
+    }
+}
+
+#[tokio::test]
+async fn pitfall_044_a_message_wakes_the_connection_that_wants_it() {
+    let server = Server::default();
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let room = public_room(&alice).await;
+    let mut list = Connection::list(&alice, 1, json!([]));
+    list.sync().await;
+    let mut encryption = encryption(&alice);
+    let answer = encryption.sync().await;
+    acknowledge(&mut encryption, &answer);
+    let (before, bob, room) = (list.pos.clone(), &bob, &room);
+    let (answer, list_answer, ()) = tokio::join!(encryption.wait(30_000), list.wait(30_000), async {
+        tokio::task::yield_now().await;
+        message(bob, &alice, "hello").await;
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+        // Only this is for the list.
+        say(&alice, room, "x").await;
+    });
+    assert_eq!(messages(&answer), ["hello"]);
+    assert_ne!(list.pos, before);
+    assert_eq!(only(&list_answer, room)["timeline"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn pitfall_033_changed_devices_are_told() {
+    let server = Server::default();
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let state = json!([{"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}]);
+    let room = create(&alice, json!({"preset": "public_chat", "initial_state": state})).await;
+    let mut connection = encryption(&alice);
+    let lists = async |connection: &mut Connection<'_>| {
+        let answer = connection.sync().await;
+        acknowledge(connection, &answer);
+        answer["extensions"]["e2ee"]["device_lists"].clone()
+    };
+    assert_eq!(lists(&mut connection).await, json!({"changed": [], "left": []}));
+    join(&bob, &room).await;
+    assert_eq!(lists(&mut connection).await["changed"], json!([bob.user_id]));
+    server.log_in("bob").await;
+    let device = server.log_in("bob").await;
+    ok(&device.client.post("/_matrix/client/v3/logout", json!({})).await);
+    act(&bob, &room, "leave", json!({})).await;
+    assert_eq!(lists(&mut connection).await["left"], json!([bob.user_id]));
+    assert_eq!(lists(&mut connection).await, json!({"changed": [], "left": []}));
+}
+
 #[tokio::test]
 async fn an_empty_poll_says_how_many_rooms_there_are_and_stays() {
     let server = Server::default();
