@@ -155,7 +155,7 @@ impl Connection {
     fn bytes(&self) -> u64 {
         let states = self.states.lock();
         let newest = states.pending.back().or(states.committed.as_ref());
-        let of = |state: &State| state.rooms.len() * 96 + state.members.len() * 32 + state.marks.len() * 2;
+        let of = |state: &State| state.rooms.len() * 96 + state.members.len() * 32 + state.marks.places() * 2;
         4_096 + newest.map_or(0, |(_, state)| of(state)) as u64 * 2
     }
 }

@@ -28,7 +28,7 @@ pub struct Way {
 }
 
 impl Marks {
-    pub fn len(&self) -> usize {
+    pub fn places(&self) -> usize {
         self.ways.len()
     }
 
