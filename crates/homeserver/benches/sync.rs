@@ -85,6 +85,19 @@ fn benches(c: &mut Criterion) {
     runtime.block_on(say(&app, &rooms[0], 0));
     group.bench_function("one event", |b| b.iter(|| get(&empty).body.len()));
 
+    let required = json!([["m.room.name", ""], ["m.room.encryption", ""], ["m.room.member", "$LAZY"]]);
+    let list = json!({"ranges": [[0, 19]], "timeline_limit": 20, "required_state": required});
+    let extensions =
+        ["to_device", "e2ee", "account_data", "receipts", "typing"].map(|name| (name, json!({"enabled": true})));
+    let request = json!({"lists": {"all": list}, "extensions": serde_json::Map::from_iter(extensions.map(|(n, v)| (n.to_owned(), v)))});
+    let sliding = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
+    let post = |pos: &str| runtime.block_on(client.post(&format!("{sliding}?{pos}"), request.clone()));
+    group.bench_function("sliding, first", |b| b.iter(|| post("").body.len()));
+    let pos = format!("pos={}", post("").json()["pos"].as_str().unwrap());
+    group.bench_function("sliding, empty", |b| b.iter(|| post(&pos).body.len()));
+    runtime.block_on(say(&app, &rooms[0], 0));
+    group.bench_function("sliding, one event", |b| b.iter(|| post(&pos).body.len()));
+
     let (live, filter) = (app.sync.live.get(&app.store, &user_id), Filter::default());
     let state_after = StateAfter::default();
     let (device_id, since, full_state) = (None, None, false);

@@ -17,6 +17,7 @@ use super::room::{Visit, Visitor};
 use crate::App;
 use crate::error::Result;
 use crate::rooms::read::RoomReader;
+use crate::rooms::shown::Style;
 use crate::schema::{self, MembershipState, RoomNr};
 use crate::sync::live::{LiveUser, Look};
 use crate::sync::material::ReadBy;
@@ -166,6 +167,10 @@ impl Planner<'_> {
 
     /// Where somebody may have read something.
     fn receipts(&mut self, look: &Look, marks: &Marks) -> Result<()> {
+        if self.ask.state.config.is_none() {
+            // Everything is new.
+            return Ok(());
+        }
         let since = self.ask.state.version;
         let wanted = |room| {
             let row = self.order.row(room).filter(|(_, row)| row.member.state == MembershipState::Join);
@@ -228,7 +233,8 @@ fn any_receipt(snapshot: &Snapshot, room: RoomNr, since: Pos) -> Result<bool> {
 
 impl<'a> Answer<'a> {
     fn rooms(&mut self) -> Result<()> {
-        let Ask { app, live, state, .. } = self.ask;
+        let Ask { app, live, state, device_id, .. } = self.ask;
+        let style = style(app, device_id);
         let seen = state.config.is_some().then_some(state.version);
         for mut visit in std::mem::take(&mut self.plan.visits) {
             let nr = visit.room;
@@ -239,7 +245,7 @@ impl<'a> Answer<'a> {
             visit.receipts = read.own;
             let (viewer, version) = (self.viewer(), self.next.version);
             let bumps = &app.sync.sliding.bumps;
-            let mut visitor = Visitor { viewer, live, bumps, state: &mut self.next, seen, version };
+            let mut visitor = Visitor { viewer, live, bumps, style, state: &mut self.next, seen, version };
             let room = visitor.room(&visit)?;
             let first = room.as_ref().and_then(|room| room.timeline.as_ref()?.events.first()).map(|shown| shown.at);
             self.put_receipts(nr, read.receipts, first)?;
@@ -289,6 +295,12 @@ impl<'a> Answer<'a> {
             tastes: &self.look.tastes,
         }
     }
+}
+
+/// How events look to a device.
+pub fn style<'a>(app: &App, device_id: Option<&'a DeviceId>) -> Style<'a> {
+    let device_id = device_id.map(|device| device.as_str());
+    Style { now_ms: app.clock.now_ms(), device_id, room_id: None, federation: false }
 }
 
 /// What was read of a room.

@@ -17,14 +17,12 @@ pub struct Frame<'a> {
     pub txn_id: Option<&'a str>,
     pub config: &'a Config,
     pub marks: &'a Marks,
-    pub now_ms: u64,
-    pub device_id: Option<&'a str>,
+    pub style: Style<'a>,
 }
 
 /// Writes the answer.
 pub fn assemble(material: &Material, frame: &Frame<'_>) -> Vec<u8> {
-    let style = Style { now_ms: frame.now_ms, device_id: frame.device_id, room_id: None, federation: false };
-    let mut writer = Writer { out: Vec::with_capacity(size_hint(material)), style };
+    let mut writer = Writer { out: Vec::with_capacity(size_hint(material)), style: frame.style };
     writer.answer(material, frame);
     writer.out
 }

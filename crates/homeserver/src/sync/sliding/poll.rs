@@ -8,7 +8,7 @@ use std::time::Duration;
 use ruma::presence::PresenceState;
 use ruma::{OwnedDeviceId, OwnedUserId};
 
-use super::answer::{Ask, answer};
+use super::answer::{Ask, answer, style};
 use super::assemble::{Frame, assemble};
 use super::config::{Config, Messages};
 use super::connection::{Connection, Key, State};
@@ -188,8 +188,7 @@ impl Poll {
             txn_id: self.txn_id.as_deref(),
             config: &self.config,
             marks: &self.state.marks,
-            now_ms: self.app.clock.now_ms(),
-            device_id: self.device_id.as_deref().map(|device| device.as_str()),
+            style: style(&self.app, self.device_id.as_deref()),
         };
         assemble(material, &frame)
     }

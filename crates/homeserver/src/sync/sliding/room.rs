@@ -11,7 +11,7 @@ use super::config::{Required, RoomConfig};
 use super::connection::State;
 use super::material::{Hero, Room};
 use crate::error::Result;
-use crate::rooms::shown;
+use crate::rooms::shown::{self, Style};
 use crate::rooms::sight::{Sight, left_at};
 use crate::schema::{self, Membership, MembershipState, RoomNr};
 use crate::stored::{Head, StoredEvent};
@@ -66,6 +66,7 @@ pub struct Visitor<'a> {
     pub viewer: Viewer<'a>,
     pub live: &'a LiveUser,
     pub bumps: &'a Bumps,
+    pub style: Style<'a>,
     /// What the client has. Members that were sent are added.
     pub state: &'a mut State,
     /// Up to where the client knows anything; `None` for its first request.
@@ -207,8 +208,13 @@ impl Visitor<'_> {
         if nothing && same && room.required_state.is_empty() {
             return Ok(None);
         }
-        let timeline = viewer.timeline(nr, window, &sight)?;
-        room.timeline = (room.initial || news).then_some(timeline);
+        if room.initial || news {
+            let mut timeline = viewer.timeline(nr, window, &sight)?;
+            if timeline.limited {
+                viewer.bundle(nr, &mut timeline, sight, self.style)?;
+            }
+            room.timeline = Some(timeline);
+        }
         Ok(Some(room))
     }
 

@@ -1,6 +1,12 @@
 //! Positions, retries, waiting, and several connections of one device.
 
+use store::{MemoryDisk, Store};
+
 use super::*;
+use crate::clock::Clock;
+use crate::rng::Rng;
+use crate::testing::config;
+use crate::{App, signing};
 
 #[tokio::test]
 async fn pitfall_040_retries_with_another_body_start_from_what_the_client_has() {
@@ -203,6 +209,34 @@ async fn an_empty_poll_says_how_many_rooms_there_are_and_stays() {
     nothing(&answer);
     assert_eq!((&answer["lists"]["all"]["count"], &answer["txn_id"]), (&json!(3), &json!("t")));
     assert_eq!(connection.pos, before);
+}
+
+#[tokio::test]
+async fn an_empty_poll_costs_the_same_in_any_number_of_rooms() {
+    let disk = MemoryDisk::new();
+    let rng = Rng::seeded(1);
+    let key = signing::generate(&rng).unwrap().key_pair().unwrap();
+    let store = Store::open(disk.clone()).unwrap();
+    let server = Server::of(App::new(config(), store, key, Clock::manual(1), rng));
+    let alice = server.user("alice").await;
+    let all = json!({"enabled": true});
+    let mut reads = Vec::new();
+    for rooms in [1, 40] {
+        for _ in 0..rooms {
+            public_room(&alice).await;
+        }
+        let mut connection = Connection::list(&alice, 1, json!([LAZY]));
+        connection.body["extensions"] =
+            json!({"typing": all, "receipts": all, "account_data": all, "to_device": all, "e2ee": all});
+        let answer = connection.sync().await;
+        acknowledge(&mut connection, &answer);
+        connection.sync().await;
+        let before = disk.read_rounds();
+        assert_eq!(connection.sync().await["rooms"], json!({}));
+        reads.push(disk.read_rounds() - before);
+    }
+    assert_eq!(reads[0], reads[1]);
+    assert!(reads[0] < 10, "{reads:?}");
 }
 
 #[tokio::test]

@@ -352,3 +352,16 @@ async fn pitfall_037_ignored_users_are_not_heard() {
     nothing(&answer);
     assert_eq!(answer["lists"]["all"]["count"], 1);
 }
+
+#[tokio::test]
+async fn pitfall_050_relations_come_with_limited_timelines() {
+    let server = Server::default();
+    let alice = server.user("alice").await;
+    let room = public_room(&alice).await;
+    let event = say(&alice, &room, "first").await;
+    let thread = json!({"msgtype": "m.text", "body": "t", "m.relates_to": {"rel_type": "m.thread", "event_id": event}});
+    send(&alice, &room, "m.room.message", thread).await;
+    let answer = Connection::list(&alice, 2, json!([])).sync().await;
+    let first = &only(&answer, &room)["timeline"][0];
+    assert_eq!(first["unsigned"]["m.relations"]["m.thread"]["count"], 1, "{first}");
+}
