@@ -29,6 +29,7 @@ pub fn routes() -> Routes {
         .join(admin::register::routes())
         .join(client::sync::routes())
         .join(client::sliding_sync::routes())
+        .join(client::sliding_sync_merged::routes())
         .join(client::receipts::routes())
         .join(client::typing::routes())
         .join(client::presence::routes())

@@ -28,6 +28,7 @@ pub mod relations;
 pub mod room_state;
 pub mod session;
 pub mod sliding_sync;
+pub mod sliding_sync_merged;
 pub mod sync;
 pub mod tags;
 pub mod to_device;

@@ -1,5 +1,5 @@
 //! Sliding sync (MSC4186) as clients spoke it before it was merged: what a request says. What becomes of it is in the
-//! module `sync::sliding`.
+//! module `sync::sliding`; how it is spoken since is in `sliding_sync_merged`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,16 +13,17 @@ use serde::Deserialize;
 use crate::auth::Access;
 use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response, Routes, json_response};
-use crate::schema::room_nr;
+use crate::schema::{RoomNr, room_nr};
+use crate::sync::sliding::assemble::{Dialect, Prefixed};
 use crate::sync::sliding::config::{
-    Config, Extensions, Filters, List, MAX_LISTS, MAX_SUBSCRIPTIONS, MAX_TIMELINE, Messages, Required, RoomConfig,
-    Scope,
+    Config, Extensions, Filters, List, MAX_LISTS, MAX_TIMELINE, Messages, Required, RoomConfig, Scope,
 };
 use crate::sync::sliding::poll::{Poll, Terms};
 use crate::sync::token::parse_position;
 
 /// The client's name for a connection is no longer.
 const MAX_CONN_ID: usize = 255;
+const MAX_SUBSCRIPTIONS: usize = 2_000;
 
 pub fn routes() -> Routes {
     let paths = ["/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"];
@@ -70,26 +71,36 @@ struct FiltersBody {
     is_invite: Option<bool>,
     room_types: Option<Vec<Option<String>>>,
     not_room_types: Option<Vec<Option<String>>>,
+    #[serde(flatten)]
+    more: MoreFilters,
+}
+
+/// Filters that are the same in both dialects.
+#[derive(Default, Deserialize)]
+pub(super) struct MoreFilters {
+    spaces: Option<Vec<String>>,
+    tags: Option<Vec<String>>,
+    not_tags: Option<Vec<String>>,
 }
 
 #[derive(Default, Deserialize)]
-struct ExtensionsBody {
-    account_data: Option<ScopeBody>,
-    receipts: Option<ScopeBody>,
-    typing: Option<ScopeBody>,
-    to_device: Option<ToDeviceBody>,
-    e2ee: Option<ScopeBody>,
+pub(super) struct ExtensionsBody {
+    pub account_data: Option<ScopeBody>,
+    pub receipts: Option<ScopeBody>,
+    pub typing: Option<ScopeBody>,
+    pub to_device: Option<ToDeviceBody>,
+    pub e2ee: Option<ScopeBody>,
 }
 
 #[derive(Default, Deserialize)]
-struct ToDeviceBody {
+pub(super) struct ToDeviceBody {
     enabled: Option<bool>,
     limit: Option<u64>,
     since: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
-struct ScopeBody {
+pub(super) struct ScopeBody {
     #[serde(default)]
     enabled: Option<bool>,
     lists: Option<Vec<String>>,
@@ -107,20 +118,50 @@ fn begin(ctx: RawCtx, body: Body) -> Result<Poll> {
     let query: Query = ctx.query()?;
     let requester = ctx.requester()?;
     let (user_id, device_id) = (requester.user_id.clone(), requester.device_id.clone());
-    let conn_id = body.conn_id.clone().unwrap_or_default();
-    if conn_id.len() > MAX_CONN_ID {
-        return Err(Error::invalid_param("conn_id is too long"));
-    }
     let terms = Terms {
         pos: query.pos.filter(|pos| !pos.is_empty()),
-        conn_id,
+        conn_id: connection_name(body.conn_id.clone())?,
         txn_id: body.txn_id.clone(),
         messages: body.extensions.messages()?,
         config: body.config(user_id.as_str())?,
         timeout: Duration::from_millis(query.timeout.unwrap_or(0)),
         presence: query.set_presence.unwrap_or_default(),
+        dialect: Dialect::Early,
+        prefixed: Prefixed::default(),
     };
     Poll::new(ctx.app, user_id, device_id, terms)
+}
+
+/// The client's name for a connection.
+pub(super) fn connection_name(conn_id: Option<String>) -> Result<String> {
+    let conn_id = conn_id.unwrap_or_default();
+    if conn_id.len() > MAX_CONN_ID {
+        return Err(Error::invalid_param("conn_id is too long"));
+    }
+    Ok(conn_id)
+}
+
+/// What is wanted of rooms, sorted. Rooms that do not exist are as good as rooms that cannot be seen.
+pub(super) fn subscriptions<T>(
+    rooms: BTreeMap<String, T>,
+    read: impl Fn(T) -> Arc<RoomConfig>,
+) -> Vec<(RoomNr, Arc<RoomConfig>)> {
+    let known = |(room, config): (String, T)| Some((room_nr(&RoomId::parse(room).ok()?), read(config)));
+    let mut subscriptions: Vec<_> = rooms.into_iter().filter_map(known).collect();
+    subscriptions.sort_unstable_by_key(|(room, _)| *room);
+    subscriptions
+}
+
+pub(super) fn timeline_limit(limit: u64) -> usize {
+    usize::try_from(limit).unwrap_or(usize::MAX).min(MAX_TIMELINE)
+}
+
+pub(super) fn as_range((from, to): (u64, u64)) -> Result<(usize, usize)> {
+    let as_place = |index: u64| usize::try_from(index).unwrap_or(usize::MAX);
+    if from > to {
+        return Err(Error::invalid_param("A range ends before it begins"));
+    }
+    Ok((as_place(from), as_place(to)))
 }
 
 impl Body {
@@ -132,26 +173,27 @@ impl Body {
         }
         let names: Vec<String> = lists.keys().cloned().collect();
         let lists = lists.into_iter().map(|(name, list)| Ok((name, list.read(me)?))).collect::<Result<_>>()?;
-        // Rooms that do not exist are as good as rooms that cannot be seen.
-        let known = |(room, config): (String, RoomBody)| Some((room_nr(&RoomId::parse(room).ok()?), config.read(me)));
-        let mut subscriptions: Vec<_> = rooms.into_iter().filter_map(known).collect();
-        subscriptions.sort_unstable_by_key(|(room, _)| *room);
-        let ExtensionsBody { account_data, receipts, typing, to_device, e2ee } = self.extensions;
-        let read = |scope: Option<ScopeBody>| scope.map(|scope| scope.read(&names)).unwrap_or_default();
-        let extensions = Extensions {
+        let subscriptions = subscriptions(rooms, |room| room.read(me));
+        Ok(Config { lists, subscriptions, extensions: self.extensions.read(&names) })
+    }
+}
+
+impl ExtensionsBody {
+    /// Which extensions are wanted, given the names of the lists.
+    pub(super) fn read(self, names: &[String]) -> Extensions {
+        let ExtensionsBody { account_data, receipts, typing, to_device, e2ee } = self;
+        let read = |scope: Option<ScopeBody>| scope.map(|scope| scope.read(names)).unwrap_or_default();
+        Extensions {
             account_data: read(account_data),
             receipts: read(receipts),
             typing: read(typing),
             to_device: to_device.is_some_and(|body| body.enabled == Some(true)),
             e2ee: e2ee.is_some_and(|body| body.enabled == Some(true)),
-        };
-        Ok(Config { lists, subscriptions, extensions })
+        }
     }
-}
 
-impl ExtensionsBody {
     /// The messages that are wanted, if any are.
-    fn messages(&self) -> Result<Option<Messages>> {
+    pub(super) fn messages(&self) -> Result<Option<Messages>> {
         let Some(body) = self.to_device.as_ref().filter(|body| body.enabled == Some(true)) else { return Ok(None) };
         let since = body.since.as_deref().filter(|since| !since.is_empty()).map(parse_position).transpose()?;
         let limit = body.limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
@@ -161,11 +203,7 @@ impl ExtensionsBody {
 
 impl ListBody {
     fn read(self, me: &str) -> Result<List> {
-        let as_place = |index: u64| usize::try_from(index).unwrap_or(usize::MAX);
-        if self.ranges.iter().any(|(from, to)| from > to) {
-            return Err(Error::invalid_param("A range ends before it begins"));
-        }
-        let ranges = self.ranges.into_iter().map(|(from, to)| (as_place(from), as_place(to))).collect();
+        let ranges = self.ranges.into_iter().map(as_range).collect::<Result<_>>()?;
         let filters = self.filters.unwrap_or_default();
         let filters = Filters {
             is_dm: filters.is_dm,
@@ -174,6 +212,7 @@ impl ListBody {
             // Clients send an empty list where they mean that all will do.
             room_types: filters.room_types.filter(|types| !types.is_empty()),
             not_room_types: filters.not_room_types.unwrap_or_default(),
+            ..filters.more.read()
         };
         Ok(List { ranges, room: self.room.read(me), filters })
     }
@@ -183,8 +222,20 @@ impl RoomBody {
     fn read(self, me: &str) -> Arc<RoomConfig> {
         let pairs = self.required_state.iter().map(|(kind, key)| (kind.as_str(), key.as_str()));
         let required = Required::from_pairs(pairs, me);
-        let timeline_limit = usize::try_from(self.timeline_limit).unwrap_or(usize::MAX).min(MAX_TIMELINE);
-        Arc::new(RoomConfig { timeline_limit, required })
+        Arc::new(RoomConfig { timeline_limit: timeline_limit(self.timeline_limit), required })
+    }
+}
+
+impl MoreFilters {
+    pub(super) fn read(self) -> Filters {
+        let spaces =
+            |ids: Vec<String>| ids.iter().filter_map(|id| RoomId::parse(id).ok()).map(|id| room_nr(&id)).collect();
+        Filters {
+            spaces: self.spaces.map(spaces),
+            tags: self.tags,
+            not_tags: self.not_tags.unwrap_or_default(),
+            ..Filters::default()
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use hashbrown::{HashMap, HashSet};
 use ruma::{DeviceId, OwnedUserId};
 use store::{Pos, Read as _, Snapshot};
 
-use super::config::{Config, Messages, RoomConfig, Scopes};
+use super::config::{Config, Filters, Messages, RoomConfig, Scopes};
 use super::connection::{Sent, State};
 use super::extensions::device_news;
 use super::lists::{Marks, Way, mark};
@@ -85,11 +85,18 @@ fn plan(ask: Ask<'_>, look: &Look, order: &mut Order, next: &mut State) -> Resul
     if config.lists.values().any(|list| list.filters.need_state()) {
         order.read_traits(RoomReader::new(&app.room_cache, &look.snapshot))?;
     }
+    let filters = || config.lists.values().map(|list| &list.filters);
+    if filters().any(Filters::need_tags) {
+        order.read_tags(&look.snapshot, look)?;
+    }
+    let spaces: Vec<RoomNr> = filters().filter_map(|filters| filters.spaces.as_ref()).flatten().copied().collect();
+    order.read_children(RoomReader::new(&app.room_cache, &look.snapshot), &spaces)?;
     let marks = mark(config, state, order);
     let same = state.config.as_ref().is_some_and(|before| Arc::ptr_eq(before, config));
     let mut planner = Planner { ask, order, next, plan: Plan::default() };
     if same && marks.same_rooms(&state.marks) {
         planner.what_happened(&marks);
+        planner.who_became_direct(&marks);
     } else {
         planner.all(&marks);
         planner.forget_others(&marks);
@@ -120,6 +127,28 @@ impl Planner<'_> {
         }
     }
 
+    /// The user said of rooms that they are direct, or no longer.
+    fn who_became_direct(&mut self, marks: &Marks) {
+        let (at, since) = (self.order.direct_at(), self.ask.state.version);
+        if at == Pos::MAX || at <= since {
+            return;
+        }
+        for (at, way) in marks.iter() {
+            let Some(row) = self.order.rows.get(at) else { continue };
+            let Some(sent) = self.ask.state.rooms.get(&row.room).filter(|sent| sent.is_dm != row.is_dm) else {
+                continue;
+            };
+            self.next.rooms.insert(row.room, Sent { is_dm: row.is_dm, ..sent.clone() });
+            match self.plan.visits.iter_mut().find(|visit| visit.room == row.room) {
+                Some(visit) => visit.dm_changed = true,
+                None => {
+                    let visit = Visit { dm_changed: true, ..visit(row, way, Some(since), None) };
+                    self.plan.visits.push(visit);
+                }
+            }
+        }
+    }
+
     /// Each room the client hears of now.
     fn all(&mut self, marks: &Marks) {
         for (at, way) in marks.iter() {
@@ -130,16 +159,17 @@ impl Planner<'_> {
             let returns = sent.is_none_or(|sent| sent.up_to.is_some());
             let same = sent.is_some_and(|sent| Arc::ptr_eq(&sent.config, &way.config) || sent.config == way.config);
             let before = sent.map(|sent| sent.config.clone()).filter(|before| !same && way.config.expands(before));
-            if since.is_none_or(|since| row.last > since) || before.is_some() {
-                self.plan.visits.push(visit(row, way, since, before));
+            let dm_changed = sent.is_some_and(|sent| sent.is_dm != row.is_dm);
+            if since.is_none_or(|since| row.last > since) || before.is_some() || dm_changed {
+                self.plan.visits.push(Visit { dm_changed, ..visit(row, way, since, before) });
             }
             let known = if returns { Scopes::default() } else { sent.map(|sent| sent.scopes).unwrap_or_default() };
             self.freshen(row, since, scopes.without(known));
             if returns {
                 self.plan.receipts.insert(row.room, since);
             }
-            if returns || !same || sent.is_none_or(|sent| sent.scopes != scopes) {
-                let sent = Sent { up_to: None, config: way.config.clone(), scopes };
+            if returns || !same || dm_changed || sent.is_none_or(|sent| sent.scopes != scopes) {
+                let sent = Sent { up_to: None, config: way.config.clone(), scopes, is_dm: row.is_dm };
                 self.next.rooms.insert(row.room, sent);
             }
         }
@@ -218,7 +248,9 @@ fn visit(row: &Row, way: &Way, since: Option<Pos>, before: Option<Arc<RoomConfig
     Visit {
         room: row.room,
         member: row.member.clone(),
+        lists: way.lists,
         is_dm: row.is_dm,
+        dm_changed: false,
         since,
         config: way.config.clone(),
         before,

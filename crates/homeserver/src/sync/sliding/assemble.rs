@@ -1,4 +1,4 @@
-//! From material to the JSON that clients before the merged proposal read
+//! From material to JSON, in the words of the merged proposal (`/v4/sync`) or of the one before
 //! (`/unstable/org.matrix.simplified_msc3575/sync`). The stored bytes of events are copied.
 
 use store::Pos;
@@ -11,6 +11,60 @@ use crate::stored::StoredEvent;
 use crate::sync::assemble::{account_data_events, device_lists, key_counts, receipts_event, typing_event};
 use crate::sync::token;
 
+/// How an answer is spelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// As clients spoke it before the proposal was merged.
+    Early,
+    Merged,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extension {
+    ToDevice,
+    E2ee,
+    AccountData,
+    Receipts,
+    Typing,
+}
+
+impl Extension {
+    fn name(self) -> &'static str {
+        match self {
+            Extension::ToDevice => "to_device",
+            Extension::E2ee => "e2ee",
+            Extension::AccountData => "account_data",
+            Extension::Receipts => "receipts",
+            Extension::Typing => "typing",
+        }
+    }
+
+    /// What its name begins with as long as its own proposal is not merged.
+    fn prefix(self) -> &'static str {
+        match self {
+            Extension::ToDevice => "org.matrix.msc4538.",
+            Extension::E2ee => "org.matrix.msc4543.",
+            Extension::AccountData => "org.matrix.msc3959.",
+            Extension::Receipts => "org.matrix.msc3960.",
+            Extension::Typing => "org.matrix.msc4508.",
+        }
+    }
+}
+
+/// The extensions that a client asked for by the name from before they were merged: they are answered by that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prefixed(u8);
+
+impl Prefixed {
+    pub fn add(&mut self, extension: Extension) {
+        self.0 |= 1 << extension as u8;
+    }
+
+    fn has(self, extension: Extension) -> bool {
+        self.0 & 1 << extension as u8 != 0
+    }
+}
+
 /// What goes around the material.
 pub struct Frame<'a> {
     pub pos: &'a str,
@@ -18,11 +72,15 @@ pub struct Frame<'a> {
     pub config: &'a Config,
     pub marks: &'a Marks,
     pub style: Style<'a>,
+    pub dialect: Dialect,
+    pub prefixed: Prefixed,
 }
 
 /// Writes the answer.
 pub fn assemble(material: &Material, frame: &Frame<'_>) -> Vec<u8> {
-    let mut writer = Writer { out: Vec::with_capacity(size_hint(material)), style: frame.style };
+    let names: Vec<&str> = frame.config.lists.keys().map(String::as_str).collect();
+    let (style, dialect) = (frame.style, frame.dialect);
+    let mut writer = Writer { out: Vec::with_capacity(size_hint(material)), style, dialect, lists: &names };
     writer.answer(material, frame);
     writer.out
 }
@@ -40,6 +98,9 @@ fn size_hint(material: &Material) -> usize {
 struct Writer<'a> {
     out: Vec<u8>,
     style: Style<'a>,
+    dialect: Dialect,
+    /// The names of the lists.
+    lists: &'a [&'a str],
 }
 
 impl Writer<'_> {
@@ -86,7 +147,7 @@ impl Writer<'_> {
         self.text("},\"rooms\":{");
         self.each(&material.rooms, Self::room);
         self.text("},\"extensions\":{");
-        self.extensions(material);
+        self.extensions(material, frame.prefixed);
         self.text("}}");
     }
 
@@ -96,14 +157,21 @@ impl Writer<'_> {
         self.string(&room.room_id);
         self.text(":{\"bump_stamp\":");
         number(&mut self.out, room.bump_stamp.0);
-        for (flag, name) in
-            [(room.initial, "initial"), (room.is_dm, "is_dm"), (room.expanded, "unstable_expanded_timeline")]
-        {
-            if flag {
-                self.text(",\"");
-                self.text(name);
-                self.text("\":true");
-            }
+        let merged = self.dialect == Dialect::Merged;
+        let expanded = if merged { "expanded_timeline" } else { "unstable_expanded_timeline" };
+        let flags = [
+            (Some(true).filter(|_| room.initial), "initial"),
+            (room.is_dm, "is_dm"),
+            (Some(true).filter(|_| room.expanded), expanded),
+        ];
+        for (flag, name) in flags {
+            let Some(flag) = flag else { continue };
+            self.text(",\"");
+            self.text(name);
+            self.text(if flag { "\":true" } else { "\":false" });
+        }
+        if merged {
+            self.standing(room);
         }
         for (value, name) in [(&room.name, "name"), (&room.avatar, "avatar")] {
             let Some(value) = value else { continue };
@@ -124,7 +192,7 @@ impl Writer<'_> {
             self.count("joined_count", joined.into());
             self.count("invited_count", invited.into());
         }
-        if let Some(unread) = room.unread {
+        if let Some(unread) = room.unread.filter(|_| !merged) {
             self.count("notification_count", unread.notifications);
             self.count("highlight_count", unread.highlights);
         }
@@ -132,11 +200,32 @@ impl Writer<'_> {
         self.out.push(b'}');
     }
 
+    /// What the user is in the room, and why it is told.
+    fn standing(&mut self, room: &Room) {
+        if let Some(membership) = room.membership {
+            self.text(",\"membership\":");
+            self.string(membership.as_str());
+        }
+        if room.lists != 0 {
+            self.text(",\"lists\":[");
+            let names = self.lists.iter().enumerate().filter(|(index, _)| room.lists & (1 << index) != 0);
+            self.each(names, |writer, (_, name)| writer.string(name));
+            self.out.push(b']');
+        }
+    }
+
     fn events(&mut self, room: &Room) {
         if let Some(events) = &room.stripped {
-            self.text(",\"invite_state\":[");
+            let merged = self.dialect == Dialect::Merged;
+            self.text(if merged { ",\"stripped_state\":[" } else { ",\"invite_state\":[" });
             self.each(events, |writer, event| stripped(&mut writer.out, event));
             self.out.push(b']');
+        }
+        if room.outside && self.dialect == Dialect::Merged {
+            self.text(",\"stripped_state\":[");
+            self.each(&room.required_state, |writer, (_, event)| stripped(&mut writer.out, event));
+            self.out.push(b']');
+            return;
         }
         if !room.required_state.is_empty() {
             self.text(",\"required_state\":[");
@@ -171,15 +260,16 @@ impl Writer<'_> {
 
     // ---- extensions ----------------------------------------------------------------------------------------------
 
-    fn extensions(&mut self, material: &Material) {
+    fn extensions(&mut self, material: &Material, prefixed: Prefixed) {
         let mut first = true;
-        let mut begin = |writer: &mut Self, name: &str| {
+        let mut begin = |writer: &mut Self, extension: Extension| {
             writer.text(if std::mem::take(&mut first) { "\"" } else { ",\"" });
-            writer.text(name);
+            writer.text(if prefixed.has(extension) { extension.prefix() } else { "" });
+            writer.text(extension.name());
             writer.text("\":{");
         };
         if let Some(messages) = &material.to_device {
-            begin(self, "to_device");
+            begin(self, Extension::ToDevice);
             self.text("\"next_batch\":");
             self.string(&token::position(messages.next_batch));
             self.text(",\"events\":[");
@@ -187,14 +277,14 @@ impl Writer<'_> {
             self.text("]}");
         }
         if let Some(counts) = &material.key_counts {
-            begin(self, "e2ee");
+            begin(self, Extension::E2ee);
             key_counts(&mut self.out, counts);
             self.out.push(b',');
             device_lists(&mut self.out, &material.device_lists);
             self.out.push(b'}');
         }
         if !material.account_data.is_empty() || !material.room_account_data.is_empty() {
-            begin(self, "account_data");
+            begin(self, Extension::AccountData);
             self.text("\"global\":");
             account_data_events(&mut self.out, &material.account_data);
             self.text(",\"rooms\":{");
@@ -206,7 +296,7 @@ impl Writer<'_> {
             self.text("}}");
         }
         if !material.receipts.is_empty() {
-            begin(self, "receipts");
+            begin(self, Extension::Receipts);
             self.text("\"rooms\":{");
             self.each(&material.receipts, |writer, (room_id, receipts)| {
                 writer.string(room_id);
@@ -217,7 +307,7 @@ impl Writer<'_> {
             self.text("}}");
         }
         if !material.typing.is_empty() {
-            begin(self, "typing");
+            begin(self, Extension::Typing);
             self.text("\"rooms\":{");
             self.each(&material.typing, |writer, (room_id, typists)| {
                 writer.string(room_id);

@@ -11,7 +11,6 @@ use crate::schema::RoomNr;
 
 /// A connection has at most so many lists: as many as a [`Lists`] has bits for, and to spare.
 pub const MAX_LISTS: usize = 100;
-pub const MAX_SUBSCRIPTIONS: usize = 2_000;
 /// No timeline is longer, whatever is asked for.
 pub const MAX_TIMELINE: usize = 500;
 
@@ -51,12 +50,22 @@ pub struct Filters {
     /// `None` in the list stands for rooms without a type.
     pub room_types: Option<Vec<Option<String>>>,
     pub not_room_types: Vec<Option<String>>,
+    /// Children of any of these spaces, as far as the user is in the space.
+    pub spaces: Option<Vec<RoomNr>>,
+    /// Rooms with any of these tags.
+    pub tags: Option<Vec<String>>,
+    pub not_tags: Vec<String>,
 }
 
 impl Filters {
     /// Whether the state of rooms has to be read for it.
     pub fn need_state(&self) -> bool {
         self.is_encrypted.is_some() || self.room_types.is_some() || !self.not_room_types.is_empty()
+    }
+
+    /// Whether the tags of rooms have to be known for it.
+    pub fn need_tags(&self) -> bool {
+        self.tags.is_some() || !self.not_tags.is_empty()
     }
 }
 
@@ -95,6 +104,25 @@ pub struct Required {
     types: BTreeMap<String, Keys>,
     /// Whatever the type.
     any_type: BTreeSet<String>,
+    /// What is not wanted, though it is among the above. Members who are seen in the timeline are wanted all the same.
+    except: BTreeSet<Pattern>,
+}
+
+/// State events of a type, with a key; `None` stands for all.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Pattern {
+    pub kind: Option<String>,
+    pub key: Option<String>,
+}
+
+impl Pattern {
+    fn has_kind(&self, kind: &str) -> bool {
+        self.kind.as_deref().is_none_or(|wanted| wanted == kind)
+    }
+
+    fn has_key(&self, key: &str) -> bool {
+        self.key.as_deref().is_none_or(|wanted| wanted == key)
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,31 +134,47 @@ struct Keys {
 const MEMBER: &str = "m.room.member";
 
 impl Required {
-    /// From pairs of type and key, where `*` stands for all. `me` is what `$ME` stands for.
-    pub fn from_pairs<'p>(pairs: impl IntoIterator<Item = (&'p str, &'p str)>, me: &str) -> Self {
-        let (mut required, mut everything) = (Required::default(), false);
-        for (kind, key) in pairs {
-            let key = if key == "$ME" { me } else { key };
+    /// All that fits one of the patterns, but for what fits one of the exceptions. With `lazy`, a pattern of everything
+    /// leaves out the members.
+    pub fn new(wanted: Vec<Pattern>, except: Vec<Pattern>, lazy: bool) -> Self {
+        let mut required = Required { lazy, except: except.into_iter().collect(), ..Required::default() };
+        for Pattern { kind, key } in wanted {
             match (kind, key) {
-                ("*", "*") => everything = true,
-                (MEMBER, "$LAZY") => required.lazy = true,
-                (MEMBER, "*") => required.members = true,
-                (_, "$LAZY") => {}
-                ("*", key) => {
-                    required.any_type.insert(key.to_owned());
+                (None, None) => required.others = true,
+                (Some(kind), None) if kind == MEMBER => required.members = true,
+                (Some(kind), None) => required.types.entry(kind).or_default().all = true,
+                (None, Some(key)) => {
+                    required.any_type.insert(key);
                 }
-                (kind, "*") => required.types.entry(kind.to_owned()).or_default().all = true,
-                (kind, key) => {
-                    required.types.entry(kind.to_owned()).or_default().keys.insert(key.to_owned());
+                (Some(kind), Some(key)) => {
+                    required.types.entry(kind).or_default().keys.insert(key);
                 }
             }
         }
-        required.others = everything;
-        required.members |= everything && !required.lazy;
+        required.members |= required.others && !lazy;
         required
     }
 
+    /// From pairs of type and key, where `*` stands for all. `me` is what `$ME` stands for.
+    pub fn from_pairs<'p>(pairs: impl IntoIterator<Item = (&'p str, &'p str)>, me: &str) -> Self {
+        let (mut wanted, mut lazy) = (Vec::new(), false);
+        let all = |text: &str| Some(text).filter(|text| *text != "*").map(str::to_owned);
+        for (kind, key) in pairs {
+            match key {
+                "$LAZY" => lazy |= kind == MEMBER,
+                "$ME" => wanted.push(Pattern { kind: all(kind), key: Some(me.to_owned()) }),
+                key => wanted.push(Pattern { kind: all(kind), key: all(key) }),
+            }
+        }
+        Required::new(wanted, Vec::new(), lazy)
+    }
+
     fn add(&mut self, other: &Self) {
+        // What one of them does not want remains an exception only if the other has no use for it.
+        let idle = |pattern: &Pattern, of: &Self| of.except.contains(pattern) || !of.may_want(pattern);
+        let mine = self.except.iter().filter(|pattern| idle(pattern, other));
+        let theirs = other.except.iter().filter(|pattern| idle(pattern, self));
+        self.except = mine.chain(theirs).cloned().collect();
         self.others |= other.others;
         self.members |= other.members;
         self.lazy |= other.lazy;
@@ -145,8 +189,24 @@ impl Required {
     /// Whether a state event is wanted, whoever is seen in the timeline.
     pub fn wants(&self, kind: &str, key: &str) -> bool {
         let all = if kind == MEMBER { self.members } else { self.others };
-        all || self.any_type.contains(key)
-            || self.types.get(kind).is_some_and(|keys| keys.all || keys.keys.contains(key))
+        let named = || self.types.get(kind).is_some_and(|keys| keys.all || keys.keys.contains(key));
+        let excepted = || self.except.iter().any(|pattern| pattern.has_kind(kind) && pattern.has_key(key));
+        (all || self.any_type.contains(key) || named()) && !excepted()
+    }
+
+    /// Whether there may be a state event that fits the pattern and is wanted.
+    fn may_want(&self, pattern: &Pattern) -> bool {
+        let any = |keys: &BTreeSet<String>| keys.iter().any(|key| pattern.has_key(key));
+        let typed = |(kind, keys): (&String, &Keys)| pattern.has_kind(kind) && (keys.all || any(&keys.keys));
+        self.others && pattern.kind.as_deref() != Some(MEMBER)
+            || self.members && pattern.has_kind(MEMBER)
+            || any(&self.any_type)
+            || self.types.iter().any(typed)
+    }
+
+    /// Whether not all of what it names is wanted.
+    pub fn has_exceptions(&self) -> bool {
+        !self.except.is_empty()
     }
 
     /// Whether it takes a look at every state event that is no member to know which are wanted.
@@ -173,6 +233,7 @@ impl Required {
         self.others && !before.others
             || self.members && !before.members
             || self.lazy && !(before.lazy || before.members)
+            || before.except.iter().any(|pattern| !self.except.contains(pattern))
             || self.any_type.iter().any(|key| !before.any_type.contains(key))
             || self.types.iter().any(|(kind, keys)| !has(kind, keys))
     }
@@ -278,6 +339,34 @@ mod tests {
         assert!(!expands(&[(MEMBER, "$LAZY")], &[(MEMBER, "*")]));
         let room = |timeline_limit| RoomConfig { timeline_limit, required: Required::default() };
         assert!(room(2).expands(&room(1)) && !room(1).expands(&room(2)));
+    }
+
+    #[test]
+    fn exceptions_hold_until_somebody_else_wants_them() {
+        let pattern = |kind: Option<&str>, key: Option<&str>| Pattern {
+            kind: kind.map(str::to_owned),
+            key: key.map(str::to_owned),
+        };
+        let all = || vec![pattern(None, None)];
+        let some = Required::new(all(), vec![pattern(Some("a"), None), pattern(None, Some("k"))], true);
+        assert!(some.wants("b", "") && !some.wants("a", "") && !some.wants("b", "k") && some.has_exceptions());
+        assert!(some.lazy && !some.wants(MEMBER, "@me:x"));
+        assert!(Required::new(all(), Vec::new(), false).wants(MEMBER, "@me:x"));
+        let with = |other: Required| {
+            let mut both = some.clone();
+            both.add(&other);
+            both
+        };
+        let both = with(required(&[("c", "")]));
+        assert!(both.wants("c", "") && !both.wants("a", "") && !both.wants("b", "k"));
+        let both = with(required(&[("a", "x")]));
+        assert!(both.wants("a", "x") && !both.wants("b", "k"));
+        let both = with(required(&[("*", "k")]));
+        assert!(both.wants("b", "k") && both.wants("a", "k"));
+        let both = with(some.clone());
+        assert_eq!(both, some);
+        let fewer = Required::new(all(), vec![pattern(Some("a"), None)], true);
+        assert!(fewer.expands(&some) && !some.expands(&fewer));
     }
 
     #[test]

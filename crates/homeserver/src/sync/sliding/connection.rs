@@ -91,6 +91,7 @@ pub struct Sent {
     /// What it wanted.
     pub config: Arc<RoomConfig>,
     pub scopes: Scopes,
+    pub is_dm: bool,
 }
 
 impl State {

@@ -27,7 +27,7 @@ impl Answer<'_> {
         let before = self.ask.state.config.as_ref();
         let since = before.filter(|before| before.extensions.account_data.enabled).map(|_| self.ask.state.version);
         match since {
-            Some(since) if self.look.account_moved <= since => {}
+            Some(since) if since >= self.look.memberships.attached && self.look.account_moved <= since => {}
             Some(since) => self.changed_account_data(since, &mut rooms)?,
             None => {
                 self.material.account_data = self.all_account_data("")?;

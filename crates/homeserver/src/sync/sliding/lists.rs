@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::config::{Config, Filters, Lists, RoomConfig};
 use super::connection::State;
 use super::order::{Order, Row, Standing};
-use crate::schema::MembershipState;
+use crate::schema::{MembershipState, RoomNr};
 
 /// Which of a user's rooms the client hears of, and in which way.
 #[derive(Debug, Default)]
@@ -62,7 +62,7 @@ pub fn mark(config: &Arc<Config>, state: &State, order: &Order) -> Marks {
         let mut count = 0;
         for at in order.sorted.iter().map(|at| *at as usize) {
             let Some(row) = order.rows.get(at) else { continue };
-            if !is_listed(row, state) || !matches(row, &list.filters) {
+            if !is_listed(row, state) || !matches(row, &list.filters, order) {
                 continue;
             }
             if list.ranges.iter().any(|(from, to)| (*from..=*to).contains(&count)) {
@@ -137,9 +137,17 @@ fn is_listed(row: &Row, state: &State) -> bool {
     }
 }
 
-fn matches(row: &Row, filters: &Filters) -> bool {
+fn matches(row: &Row, filters: &Filters, order: &Order) -> bool {
     let is = |wanted: Option<bool>, value: bool| wanted.is_none_or(|wanted| wanted == value);
     if !is(filters.is_dm, row.is_dm) || !is(filters.is_invite, row.member.state == MembershipState::Invite) {
+        return false;
+    }
+    let tagged = |tag: &String| order.has_tag(row.room, tag);
+    if filters.not_tags.iter().any(tagged) || filters.tags.as_ref().is_some_and(|tags| !tags.iter().any(tagged)) {
+        return false;
+    }
+    let inside = |spaces: &Vec<RoomNr>| spaces.iter().any(|space| order.has_child(*space, row.room));
+    if filters.spaces.as_ref().is_some_and(|spaces| !inside(spaces)) {
         return false;
     }
     if !filters.need_state() {

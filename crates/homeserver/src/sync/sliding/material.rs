@@ -4,8 +4,9 @@ use bytes::Bytes;
 use ruma::OwnedUserId;
 use store::Pos;
 
+use super::config;
 use crate::push::counts::Unread;
-use crate::schema::KeyCounts;
+use crate::schema::{KeyCounts, MembershipState};
 use crate::stored::StoredEvent;
 use crate::sync::devices::Lists;
 use crate::sync::material::{Datum, ReadBy, Timeline};
@@ -59,7 +60,14 @@ pub struct Room {
     pub name: Option<Option<String>>,
     pub avatar: Option<Option<String>>,
     pub heroes: Option<Vec<Hero>>,
-    pub is_dm: bool,
+    /// What the user is in the room.
+    pub membership: Option<MembershipState>,
+    /// The lists it is in.
+    pub lists: config::Lists,
+    /// The user was never in it.
+    pub outside: bool,
+    /// `Some(false)`: it was direct, and is no more.
+    pub is_dm: Option<bool>,
     /// For rooms seen from outside.
     pub stripped: Option<Vec<StoredEvent>>,
     pub required_state: Vec<(Pos, StoredEvent)>,

@@ -4,11 +4,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ::rooms::state::Root;
-use hashbrown::HashSet;
+use ::rooms::state::{Part, Root, Select};
+use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use ruma::{OwnedUserId, RoomId};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use store::{Pos, Read as _, Snapshot};
 
@@ -47,6 +48,11 @@ pub struct Order {
     pub rows: Vec<Row>,
     /// Places in `rows`, last activity first.
     pub sorted: Vec<u32>,
+    /// The children of spaces that lists were about lately, and the state they were read from.
+    children: HashMap<RoomNr, (Root, HashSet<RoomNr>)>,
+    tags: HashMap<RoomNr, Vec<String>>,
+    /// Up to where the tags are known; zero before anybody asked for them.
+    tags_at: Pos,
 }
 
 /// A room, as far as lists have to know it.
@@ -76,8 +82,8 @@ pub enum Standing {
 pub struct Traits {
     pub encrypted: bool,
     pub room_type: Option<String>,
-    /// Of this state.
-    root: Root,
+    /// What had happened last when they were read.
+    as_of: (Pos, Pos),
 }
 
 impl Orders {
@@ -186,8 +192,10 @@ impl Order {
         (self.rows, self.sorted) = (rows, sorted);
         self.memberships = Some(look.memberships.clone());
         self.edition = look.tastes.edition();
-        // Whatever was known of direct rooms has to be marked on the new rows.
+        // Whatever was known of direct rooms has to be marked on the new rows; and if the user was not watched for a
+        // while, nobody knows what happened to the tags.
         self.direct_at = Pos::ZERO;
+        self.tags_at = Pos::ZERO;
         Ok(())
     }
 
@@ -218,10 +226,11 @@ impl Order {
             if row.standing == Standing::Hidden {
                 continue;
             }
-            let Some(root) = visible_root(rooms, row.room, &row.member)? else { continue };
-            if row.traits.as_ref().is_some_and(|known| known.root == root) {
+            let as_of = (row.last, row.member.event);
+            if row.traits.as_ref().is_some_and(|known| known.as_of == as_of) {
                 continue;
             }
+            let Some(root) = visible_root(rooms, row.room, &row.member)? else { continue };
             let room_type = match row.traits.take() {
                 Some(known) => known.room_type,
                 None => {
@@ -230,9 +239,63 @@ impl Order {
                 }
             };
             let encrypted = rooms.state_at(root, "m.room.encryption", "")?.is_some();
-            row.traits = Some(Traits { encrypted, room_type, root });
+            row.traits = Some(Traits { encrypted, room_type, as_of });
         }
         Ok(())
+    }
+}
+
+impl Order {
+    /// Reads which rooms the spaces have, where that is not known. Those that are not among them are forgotten.
+    pub fn read_children(&mut self, rooms: RoomReader<'_, Snapshot>, spaces: &[RoomNr]) -> Result<()> {
+        self.children.retain(|space, _| spaces.contains(space));
+        for space in spaces {
+            let joined = self.row(*space).is_some_and(|(_, row)| row.member.state == MembershipState::Join);
+            let Some(head) = rooms.head_of(*space)?.filter(|_| joined) else {
+                self.children.remove(space);
+                continue;
+            };
+            if self.children.get(space).is_none_or(|(root, _)| *root != head.state) {
+                let children = children(rooms, *space, head.state)?;
+                self.children.insert(*space, (head.state, children));
+            }
+        }
+        Ok(())
+    }
+
+    pub fn has_child(&self, space: RoomNr, room: RoomNr) -> bool {
+        self.children.get(&space).is_some_and(|(_, children)| children.contains(&room))
+    }
+
+    /// Brings the tags up to date.
+    pub fn read_tags(&mut self, snapshot: &Snapshot, look: &Look) -> Result<()> {
+        const TAGS: &str = "m.tag";
+        let user = look.user_id.as_str();
+        let known = std::mem::replace(&mut self.tags_at, snapshot.version());
+        if known != Pos::ZERO && look.account_moved <= known {
+            return Ok(());
+        }
+        if known == Pos::ZERO {
+            self.tags.clear();
+        }
+        let span = schema::ACCOUNT_DATA_LOG.prefix((user,)).after((user, known));
+        for row in snapshot.scan(&schema::ACCOUNT_DATA_LOG, span) {
+            let (_, key) = row?;
+            let Some(room) = RoomId::parse(&key.room_id).ok().filter(|_| key.kind == TAGS) else { continue };
+            let content = snapshot.get(&schema::ACCOUNT_DATA, (user, key.room_id.as_str(), TAGS))?;
+            let tags = content.map(|content| tags(&content.0)).unwrap_or_default();
+            self.tags.insert(room_nr(&room), tags);
+        }
+        Ok(())
+    }
+
+    pub fn has_tag(&self, room: RoomNr, tag: &str) -> bool {
+        self.tags.get(&room).is_some_and(|tags| tags.iter().any(|known| known == tag))
+    }
+
+    /// Which rooms are direct changed last here; `Pos::MAX` if it never did.
+    pub fn direct_at(&self) -> Pos {
+        self.direct_at
     }
 }
 
@@ -268,6 +331,30 @@ fn standing(rooms: RoomReader<'_, Snapshot>, room: RoomNr, member: &Membership, 
             if by_themselves { Standing::Over } else { Standing::Listed }
         }
     })
+}
+
+/// The rooms that a space says are in it.
+fn children(rooms: RoomReader<'_, Snapshot>, space: RoomNr, root: Root) -> Result<HashSet<RoomNr>> {
+    let positions = rooms.state_positions(root, Select::Only(Part::Others))?;
+    let mut children = HashSet::new();
+    for at in positions {
+        let Some(event) = rooms.event(space, at)?.filter(|event| event.kind() == "m.space.child") else { continue };
+        // One that does not say where to find the room is one that was taken out.
+        let via = content_field::<Vec<String>>(&event, "via");
+        let child = event.state_key().filter(|_| via.is_some()).and_then(|key| RoomId::parse(key).ok());
+        children.extend(child.map(|room| room_nr(&room)));
+    }
+    Ok(children)
+}
+
+/// The names in the content of `m.tag`.
+fn tags(content: &[u8]) -> Vec<String> {
+    #[derive(Deserialize)]
+    struct Content {
+        tags: std::collections::BTreeMap<String, serde::de::IgnoredAny>,
+    }
+    let content = serde_json::from_slice::<Content>(content);
+    content.map(|content| content.tags.into_keys().collect()).unwrap_or_default()
 }
 
 /// The rooms in the content of `m.direct`, as far as it makes sense.

@@ -9,7 +9,7 @@ use ruma::presence::PresenceState;
 use ruma::{OwnedDeviceId, OwnedUserId};
 
 use super::answer::{Ask, answer, style};
-use super::assemble::{Frame, assemble};
+use super::assemble::{Dialect, Frame, Prefixed, assemble};
 use super::config::{Config, Messages};
 use super::connection::{Connection, Key, State};
 use super::extensions::{device_news, messages_wait};
@@ -41,6 +41,8 @@ pub struct Poll {
     txn_id: Option<String>,
     timeout: Duration,
     present: bool,
+    dialect: Dialect,
+    prefixed: Prefixed,
 }
 
 /// What a request says.
@@ -52,6 +54,8 @@ pub struct Terms {
     pub txn_id: Option<String>,
     pub timeout: Duration,
     pub presence: PresenceState,
+    pub dialect: Dialect,
+    pub prefixed: Prefixed,
 }
 
 impl Poll {
@@ -85,7 +89,7 @@ impl Poll {
             presence::poll_begins(&app, &user_id, &terms.presence);
         }
         let timeout = terms.timeout.min(MAX_TIMEOUT);
-        let Terms { messages, txn_id, .. } = terms;
+        let Terms { messages, txn_id, dialect, prefixed, .. } = terms;
         let moved = false;
         Ok(Poll {
             app,
@@ -102,6 +106,8 @@ impl Poll {
             txn_id,
             timeout,
             present,
+            dialect,
+            prefixed,
         })
     }
 
@@ -189,6 +195,8 @@ impl Poll {
             config: &self.config,
             marks: &self.state.marks,
             style: style(&self.app, self.device_id.as_deref()),
+            dialect: self.dialect,
+            prefixed: self.prefixed,
         };
         assemble(material, &frame)
     }

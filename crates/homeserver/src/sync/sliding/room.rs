@@ -7,7 +7,7 @@ use ::rooms::state::{self, Part, Root, Select};
 use quick_cache::sync::Cache;
 use store::{Pos, Read as _};
 
-use super::config::{Required, RoomConfig};
+use super::config::{Lists, Required, RoomConfig};
 use super::connection::State;
 use super::material::{Hero, Room};
 use crate::error::Result;
@@ -51,7 +51,10 @@ impl Default for Bumps {
 pub struct Visit {
     pub room: RoomNr,
     pub member: Membership,
+    pub lists: Lists,
     pub is_dm: bool,
+    /// The client believes the contrary.
+    pub dm_changed: bool,
     /// Up to where the client knows the room; `None` if it does not know it.
     pub since: Option<Pos>,
     pub config: Arc<RoomConfig>,
@@ -95,13 +98,14 @@ impl Visitor<'_> {
             MembershipState::Leave | MembershipState::Ban => self.over(visit)?,
         };
         if let Some(room) = &mut room {
-            room.is_dm = visit.is_dm;
+            room.is_dm = (visit.is_dm || visit.dm_changed).then_some(visit.is_dm);
+            (room.membership, room.lists) = (Some(visit.member.state), visit.lists);
         }
         Ok(room)
     }
 
     fn outside(&self, visit: &Visit) -> Result<Option<Room>> {
-        if visit.since.is_some_and(|since| since >= visit.member.event) {
+        if visit.since.is_some_and(|since| since >= visit.member.event) && !visit.dm_changed {
             return Ok(None);
         }
         let Some(stripped) = self.viewer.stripped(visit.room, &visit.member)? else { return Ok(None) };
@@ -168,6 +172,7 @@ impl Visitor<'_> {
         };
         Ok(Room {
             room_id,
+            outside: visit.member.joined.is_none() && !visit.member.was_joined,
             required_state: vec![(at, event)],
             timeline: Some(self.viewer.timeline(visit.room, window, &sight)?),
             num_live: usize::from(self.seen.is_some_and(|seen| seen < at)),
@@ -203,7 +208,7 @@ impl Visitor<'_> {
         room.required_state = self.state(&reach, &window)?;
         self.name(&mut room, &reach)?;
         let news = !window.events.is_empty() || window.limited && (!more || room.expanded);
-        let nothing = !room.initial && !news && !reach.visit.receipts;
+        let nothing = !room.initial && !news && !reach.visit.receipts && !reach.visit.dm_changed;
         let same = room.name.is_none() && room.avatar.is_none() && room.members.is_none();
         if nothing && same && room.required_state.is_empty() {
             return Ok(None);
@@ -271,6 +276,10 @@ impl Visitor<'_> {
         }
         for (kind, key) in required.exact() {
             positions.extend(rooms.state_at(root, kind, key)?);
+        }
+        if required.has_exceptions() {
+            let events = self.viewer.recent.state_events(rooms, nr, &positions)?;
+            positions = events.iter().filter(|(_, event)| wants(required, event)).map(|(at, _)| *at).collect();
         }
         Ok(positions)
     }

@@ -10,6 +10,7 @@ use crate::http::Answer;
 use crate::testing::{Server, User};
 
 mod connections;
+mod merged;
 mod model;
 mod rooms;
 
