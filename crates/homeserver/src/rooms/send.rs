@@ -11,7 +11,7 @@ use ruma::{
     TransactionId, UserId,
 };
 use serde::Deserialize;
-use store::Read as _;
+use store::{Read as _, Tx};
 
 use crate::App;
 use crate::error::{Error, ErrorCode, Result};
@@ -52,6 +52,15 @@ impl TxnKey {
         (self.user_id.as_str(), &self.device_id, &self.hash)
     }
 
+    /// A logout takes the device's transactions along: what it overtook could be done a second time.
+    fn check_device(&self, tx: &Tx) -> Result<()> {
+        let device = (self.user_id.as_str(), self.device_id.as_str());
+        if self.device_id.is_empty() || tx.contains(&schema::DEVICES, device)? {
+            return Ok(());
+        }
+        Err(Error::unknown_token())
+    }
+
     fn echo(&self) -> TxnEcho {
         TxnEcho { device_id: self.device_id.clone(), transaction_id: self.transaction_id.clone() }
     }
@@ -64,6 +73,9 @@ pub async fn send(app: &App, room_id: &RoomId, draft: Draft, txn: Option<TxnKey>
             && let Some(done) = room.tx.get(&schema::TXNS, txn.row())?
         {
             return EventId::parse(done.event_id).map_err(Error::internal);
+        }
+        if let Some(txn) = &txn {
+            txn.check_device(room.tx)?;
         }
         check_sender(room, &draft)?;
         let origin = Origin { txn: txn.as_ref().map(TxnKey::echo) };

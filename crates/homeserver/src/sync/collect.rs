@@ -109,6 +109,9 @@ impl<'a> Collector<'a> {
         let Look { snapshot, memberships, tastes, account_moved, .. } = look;
         let lazy = filter.lazy != super::filter::Lazy::All;
         let sent = device_id.filter(|_| lazy).map(|device| app.sync.sent.of(user_id, device, since.is_none()));
+        if let (Some(sent), Some(since)) = (&sent, since) {
+            sent.forget_after(since.version);
+        }
         Collector {
             app,
             user_id,
@@ -197,6 +200,7 @@ impl Collector<'_> {
             let Some(mut room) = self.joined(nr, member, since, news.what)? else { continue };
             let new = since.is_none_or(|since| member.joined.is_none_or(|joined| joined > since));
             self.put_typing(&mut room, nr, news.typing, new);
+            material.next.ephemeral.typing |= room.typing.as_ref().is_some_and(|typists| !typists.is_empty());
             room.account_data = news.account_data;
             if new && since.is_some() {
                 room.account_data = self.all_account_data(&room.room_id)?;

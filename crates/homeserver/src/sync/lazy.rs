@@ -46,6 +46,16 @@ impl SentMembers {
 }
 
 impl Sent {
+    /// The client came back from `since`: what it was sent later got lost on its way.
+    pub fn forget_after(&self, since: Pos) {
+        self.0.lock().retain(|_, sent| *sent <= since);
+    }
+
+    /// The room is new to the client, or new again.
+    pub fn forget_room(&self, room: RoomNr) {
+        self.0.lock().retain(|(of, _), _| *of != room);
+    }
+
     /// Whether the client has a member event, being where it is.
     pub fn knows(&self, room: RoomNr, at: Pos, since: Pos) -> bool {
         self.0.lock().get(&(room, at)).is_some_and(|sent| *sent <= since)
@@ -60,5 +70,25 @@ impl Sent {
             }
             sent.entry((room, at)).or_insert(version);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pitfall_026_what_was_in_a_lost_answer_is_not_known() {
+        let sent = Sent::default();
+        sent.remember(1, [Pos(4)], Pos(10));
+        sent.remember(1, [Pos(5)], Pos(20));
+        assert!(sent.knows(1, Pos(4), Pos(10)) && !sent.knows(1, Pos(5), Pos(10)));
+        // The answer of version 20 never arrived; the next one, of version 30, had no need of that member.
+        sent.forget_after(Pos(10));
+        assert!(sent.knows(1, Pos(4), Pos(30)));
+        assert!(!sent.knows(1, Pos(5), Pos(30)));
+        sent.remember(2, [Pos(6)], Pos(10));
+        sent.forget_room(1);
+        assert!(!sent.knows(1, Pos(4), Pos(30)) && sent.knows(2, Pos(6), Pos(30)));
     }
 }

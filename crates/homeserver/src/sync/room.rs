@@ -74,7 +74,8 @@ impl Collector<'_> {
         since: Option<Pos>,
     ) -> Result<()> {
         let sight = Sight::new(self.rooms, nr, self.user_id, Some(member))?;
-        let window = self.window(nr, &head.room_id, since, self.version, &sight)?;
+        let mut window = self.window(nr, &head.room_id, since, self.version, &sight)?;
+        self.cut(&mut window, head.state)?;
         let base = self.base(nr, since, &window, head.state)?.filter(|_| !self.full_state);
         room.summary = self.summary(nr, head, base)?;
         let heroes = room.summary.as_ref().and_then(|summary| summary.heroes.as_deref()).unwrap_or_default();
@@ -123,8 +124,9 @@ impl Collector<'_> {
             return Ok(Some(room));
         };
         let since = since.filter(|_| was == Some(MembershipState::Join));
-        let window = self.window(nr, &head.room_id, since, member.event, &sight)?;
+        let mut window = self.window(nr, &head.room_id, since, member.event, &sight)?;
         let end = self.rooms.event(nr, left)?.map_or(Root::EMPTY, |event| event.after);
+        self.cut(&mut window, end)?;
         let base = self.base(nr, since, &window, end)?.filter(|_| !self.full_state);
         let start = window.events.first().map_or(end, |(_, event)| event.before());
         room.state = self.state(nr, &head.room_id, &Wanted { base, start, end, window: &window, heroes: &[] })?;
@@ -166,6 +168,29 @@ impl Collector<'_> {
             .window(nr, stretch, |at, event| Ok(wants_room && filter.take(event) && viewer.shows(at, event, sight)?))
     }
 
+    /// Shortens a window that does not show all that happened in it. Who applies first the state and then the timeline
+    /// would otherwise end with what was shown of an entry, although it changed again, unseen: what is older than such
+    /// a change is left to paging back.
+    fn cut(&self, window: &mut Window, end: Root) -> Result<()> {
+        let Some((_, first)) = window.events.first().filter(|_| !window.complete && !self.state_after.wanted()) else {
+            return Ok(());
+        };
+        let shown: HashSet<u64> = window.events.iter().map(|(at, _)| at.0).collect();
+        let changes = state::diff(&self.rooms, first.before(), end, Select::All)?;
+        let unseen = changes.into_iter().filter(|change| change.after.is_some_and(|nr| !shown.contains(&nr.0)));
+        let unseen: HashSet<state::Key> = unseen.map(|change| change.key).collect();
+        let outdated = |event: &StoredEvent| {
+            event.state_key().is_some_and(|key| unseen.contains(&state::Key::new(event.kind(), key)))
+        };
+        if let Some(last) = window.events.iter().rposition(|(_, event)| outdated(event)) {
+            window.limited = true;
+            window.base = None;
+            window.prev_batch = window.events.get(last).map_or(window.prev_batch, |(at, _)| *at);
+            window.events.drain(..=last);
+        }
+        Ok(())
+    }
+
     // ---- state ---------------------------------------------------------------------------------------------------
 
     /// The state the client has; `None` if it has none.
@@ -193,6 +218,9 @@ impl Collector<'_> {
             events.retain(|(_, event)| self.filter.state.take(event));
         }
         if let (Lazy::Senders { .. }, Some(sent)) = (self.filter.lazy, &self.sent) {
+            if wanted.base.is_none() {
+                sent.forget_room(nr);
+            }
             let is_member = |(_, event): &&(Pos, StoredEvent)| event.kind() == "m.room.member";
             let members = events.iter().filter(is_member).chain(wanted.window.events.iter().filter(is_member));
             sent.remember(nr, members.map(|(at, _)| *at), self.version);
@@ -236,16 +264,29 @@ impl Collector<'_> {
     ) -> Result<()> {
         let mut members: BTreeSet<&str> = wanted.window.events.iter().map(|(_, event)| event.sender()).collect();
         members.extend(wanted.heroes.iter().map(String::as_str));
+        let shown: HashSet<Pos> = wanted.window.events.iter().map(|(at, _)| *at).collect();
         if wanted.base.is_none() {
             members.insert(self.user_id.as_str());
         }
         for member in members {
-            let Some(at) = self.rooms.state_at(target, "m.room.member", member)? else { continue };
+            // What changed and is not shown goes with the state, too.
+            let unseen = self.rooms.state_at(wanted.end, "m.room.member", member)?.filter(|at| !shown.contains(at));
+            let before = || self.rooms.state_at(target, "m.room.member", member);
+            let Some(at) = unseen.map_or_else(before, |at| Ok(Some(at)))? else { continue };
             let since = self.since.map(|since| since.version).filter(|_| !redundant && wanted.base.is_some());
             let known = since.is_some_and(|since| self.sent.as_ref().is_some_and(|sent| sent.knows(nr, at, since)));
             if !known {
                 positions.push(at);
             }
+        }
+        if let Some(since) = self.since.filter(|_| wanted.base.is_none())
+            && self.membership_at(nr, since.version)? == MembershipState::Join
+        {
+            // Who left and came back since then still has the members from before.
+            let then = self.rooms.root_at(nr, since.version)?;
+            let changes = state::diff(&self.rooms, then, wanted.end, Select::Only(state::Part::Members))?;
+            let members = changes.into_iter().filter_map(|change| change.after).map(|nr| Pos(nr.0));
+            positions.extend(members.filter(|at| self.state_after.wanted() || !shown.contains(at)));
         }
         Ok(())
     }

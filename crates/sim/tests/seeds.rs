@@ -1,0 +1,64 @@
+//! Many worlds, each from its seed; that a seed is a world; and that the oracles see what is wrong.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use sim::{Failure, Options, STEPS, Sabotage, run};
+
+const SEEDS: u64 = 1_000;
+
+fn options(seed: u64) -> Options {
+    Options { seed, steps: STEPS, sabotage: None }
+}
+
+/// Runs worlds on all processors, until `enough` of them failed.
+fn failures(seeds: u64, enough: usize, of: impl Fn(u64) -> Options + Sync) -> Vec<Failure> {
+    let next = AtomicU64::new(0);
+    let failures = Mutex::new(Vec::new());
+    let threads = thread::available_parallelism().map_or(2, usize::from);
+    let work = || {
+        while failures.lock().unwrap().len() < enough {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds {
+                return;
+            }
+            failures.lock().unwrap().extend(run(&of(seed)).err());
+        }
+    };
+    thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    failures.into_inner().unwrap()
+}
+
+#[test]
+fn worlds_hold_together() {
+    let failures = failures(SEEDS, 5, options);
+    for failure in &failures {
+        println!("{failure}\n");
+    }
+    let seeds: Vec<u64> = failures.iter().map(|failure| failure.seed).collect();
+    assert!(seeds.is_empty(), "replay with: cargo xtask sim --seed N --full, N of {seeds:?}");
+}
+
+#[test]
+fn a_seed_is_a_world() {
+    for seed in [3, 7, 11, 42, 77, 123] {
+        let (first, second) = (run(&options(seed)).unwrap(), run(&options(seed)).unwrap());
+        assert_eq!(first, second, "seed {seed}");
+        assert_ne!(first.trace_hash, run(&options(seed + 1_000)).unwrap().trace_hash);
+    }
+}
+
+#[test]
+fn planted_bugs_are_found() {
+    for sabotage in [
+        Sabotage::DropTimelineEvent,
+        Sabotage::DropStateEvent,
+        Sabotage::DropReceipt,
+        Sabotage::ForgetTransaction,
+        Sabotage::LoseDurable,
+    ] {
+        let found = failures(40, 1, |seed| Options { sabotage: Some(sabotage), ..options(seed) });
+        assert!(!found.is_empty(), "nobody noticed {sabotage:?}");
+    }
+}
