@@ -3,10 +3,11 @@
 //! Wall time is milliseconds since the epoch, as Matrix counts it. Durations are measured on the monotonic side.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ruma::MilliSecondsSinceUnixEpoch;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 #[derive(Clone, Debug)]
 pub struct Clock(Source);
@@ -14,7 +15,14 @@ pub struct Clock(Source);
 #[derive(Clone, Debug)]
 enum Source {
     System { started: Instant },
-    Manual(Arc<watch::Sender<u64>>),
+    Manual(Arc<Manual>),
+}
+
+#[derive(Debug)]
+struct Manual {
+    now_ms: AtomicU64,
+    /// Wakes sleepers in the order they lay down, so that a simulation repeats.
+    moved: Notify,
 }
 
 impl Clock {
@@ -25,7 +33,7 @@ impl Clock {
 
     /// A clock that stands at `now_ms` until somebody moves it with `advance`.
     pub fn manual(now_ms: u64) -> Self {
-        Self(Source::Manual(Arc::new(watch::Sender::new(now_ms))))
+        Self(Source::Manual(Arc::new(Manual { now_ms: AtomicU64::new(now_ms), moved: Notify::new() })))
     }
 
     /// Wall time in milliseconds since the epoch.
@@ -36,7 +44,7 @@ impl Clock {
                 let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
             }
-            Source::Manual(now) => *now.borrow(),
+            Source::Manual(manual) => manual.now_ms.load(Ordering::SeqCst),
         }
     }
 
@@ -49,7 +57,7 @@ impl Clock {
     pub fn monotonic(&self) -> Duration {
         match &self.0 {
             Source::System { started } => started.elapsed(),
-            Source::Manual(now) => Duration::from_millis(*now.borrow()),
+            Source::Manual(manual) => Duration::from_millis(manual.now_ms.load(Ordering::SeqCst)),
         }
     }
 
@@ -57,20 +65,26 @@ impl Clock {
     pub async fn sleep(&self, duration: Duration) {
         match &self.0 {
             Source::System { .. } => tokio::time::sleep(duration).await,
-            Source::Manual(now) => {
+            Source::Manual(manual) => {
                 let until = self.monotonic() + duration;
-                let mut moved = now.subscribe();
-                // An error means that the last clock is gone, which cannot be while we hold it.
-                let _ = moved.wait_for(|now| Duration::from_millis(*now) >= until).await;
+                loop {
+                    let mut moved = std::pin::pin!(manual.moved.notified());
+                    moved.as_mut().enable();
+                    if self.monotonic() >= until {
+                        return;
+                    }
+                    moved.await;
+                }
             }
         }
     }
 
     /// Moves a manual clock forward. The system's clock cannot be moved: then this does nothing.
     pub fn advance(&self, duration: Duration) {
-        if let Source::Manual(now) = &self.0 {
+        if let Source::Manual(manual) = &self.0 {
             let step = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-            now.send_modify(|now| *now = now.saturating_add(step));
+            manual.now_ms.fetch_add(step, Ordering::SeqCst);
+            manual.moved.notify_waiters();
         }
     }
 }

@@ -16,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 use hashbrown::HashMap;
 use parking_lot::{Condvar, Mutex};
 use smallvec::SmallVec;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 
 use crate::{
     Batch, Error, Hub, Pos, Published, Read, Result, Topic, View,
@@ -45,7 +45,9 @@ pub(crate) struct Core {
     stable: ArcSwap<Stable>,
     state: Mutex<State>,
     work: Condvar,
-    durable: watch::Sender<Durable>,
+    durable: Mutex<Durable>,
+    /// Notified when `durable` moves. Whoever waits goes on in the order they came.
+    settled: Notify,
     /// Notified when the queue shrinks.
     room: Notify,
     /// The group whose write failed, until it is known whether it was written all the same.
@@ -134,7 +136,8 @@ impl Core {
                 health: Health::Good,
             }),
             work: Condvar::new(),
-            durable: watch::Sender::new(Durable { epoch: 0, version: tip }),
+            durable: Mutex::new(Durable { epoch: 0, version: tip }),
+            settled: Notify::new(),
             room: Notify::new(),
             doubtful: Mutex::default(),
         }))
@@ -173,10 +176,23 @@ impl Core {
 
     /// Waits until everything a view of this epoch and version saw is durable.
     pub(crate) async fn settled(&self, epoch: u64, version: Pos) -> Result<()> {
-        let mut durable = self.durable.subscribe();
-        let now =
-            *durable.wait_for(|now| now.epoch != epoch || now.version >= version).await.map_err(|_| Error::Closed)?;
-        if now.epoch == epoch { Ok(()) } else { Err(Error::Unknown) }
+        loop {
+            let mut moved = std::pin::pin!(self.settled.notified());
+            moved.as_mut().enable();
+            let now = *self.durable.lock();
+            if now.epoch != epoch {
+                return Err(Error::Unknown);
+            }
+            if now.version >= version {
+                return Ok(());
+            }
+            moved.await;
+        }
+    }
+
+    fn durable_moves(&self, now: Durable) {
+        *self.durable.lock() = now;
+        self.settled.notify_waiters();
     }
 
     /// Waits until the queue has room.
@@ -687,7 +703,7 @@ impl Core {
         self.hub.publish(version);
         drop(state);
         self.hub.wake(&wake, version);
-        self.durable.send_replace(Durable { epoch, version });
+        self.durable_moves(Durable { epoch, version });
         self.room.notify_waiters();
     }
 
@@ -705,7 +721,7 @@ impl Core {
         }
         let durable = Durable { epoch: state.epoch, version: state.stable.version };
         drop(state);
-        self.durable.send_replace(durable);
+        self.durable_moves(durable);
         self.room.notify_waiters();
         resolve(commits, &Err(error.clone()));
         resolve(dropped, &Err(error));
@@ -752,7 +768,7 @@ impl Core {
         let epoch = state.epoch;
         drop(state);
         self.hub.wake(&wake, last);
-        self.durable.send_replace(Durable { epoch, version: last });
+        self.durable_moves(Durable { epoch, version: last });
         Ok(())
     }
 }
