@@ -165,7 +165,7 @@ fn compare(who: &str, old: &RoomView, new: &RoomView, room: &Room, lazy: bool) -
         if view.joined_count.is_some_and(|count| count as usize != room.joined()) {
             return Err(format!("{who}: {when} sync counts {:?} members of {}", view.joined_count, room.joined()));
         }
-        if list(&view.typing).first().is_some() {
+        if !list(&view.typing).is_empty() {
             return Err(format!("{who}: {when} sync leaves {} typing", view.typing));
         }
     }

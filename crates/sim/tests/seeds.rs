@@ -1,4 +1,5 @@
 //! Many worlds, each from its seed; that a seed is a world; and that the oracles see what is wrong.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
