@@ -293,32 +293,42 @@ impl Sim {
             Op::Look { device, state } => self.looked(device, &json, tip, state),
             Op::Data { key, value } => self.model.data_ends(&key, Some(value)),
             Op::Receipt { user, room, event } => self.model.receipts.push((user, room, event)),
-            Op::LogIn { user, taste } => self.model.devices.push(Device {
-                user,
-                token: text(&json["access_token"]),
-                refresh: json["refresh_token"].as_str().map(str::to_owned),
-                taste,
-                since: None,
-                view: View::default(),
-                alive: true,
-                uncertain: false,
-                syncing: false,
-                refreshing: false,
-                expired: false,
-            }),
+            Op::LogIn { user, taste } => {
+                self.model.devices.push(Device {
+                    user,
+                    token: text(&json["access_token"]),
+                    refresh: json["refresh_token"].as_str().map(str::to_owned),
+                    taste,
+                    since: None,
+                    view: View::default(),
+                    alive: true,
+                    uncertain: false,
+                    syncing: false,
+                    refreshing: false,
+                    expired: false,
+                });
+                self.label(self.model.devices.len() - 1);
+            }
             Op::LogOut { device } => self.model.devices[device].alive = false,
-            Op::Refresh { device, with } => {
-                let device = &mut self.model.devices[device];
+            Op::Refresh { device: index, with } => {
+                let device = &mut self.model.devices[index];
                 device.refreshing = false;
                 if device.refresh.as_deref() == Some(&with) {
                     device.token = text(&json["access_token"]);
                     device.refresh = json["refresh_token"].as_str().map(str::to_owned).or(Some(with));
                     device.expired = false;
+                    self.label(index);
                 }
             }
             Op::Other => {}
         }
         Ok(())
+    }
+
+    /// From now on the trace tells whose requests these are.
+    fn label(&mut self, device: usize) {
+        let label = format!("{} (device {device})", self.model.users[self.model.devices[device].user].name);
+        self.world.names.insert(self.model.devices[device].token.clone(), label);
     }
 
     fn refused(&mut self, op: &Op, answer: &Answer) -> Check {

@@ -41,6 +41,11 @@ pub(crate) fn enc(text: &str) -> String {
     out
 }
 
+/// What [`enc`] made, to be read.
+pub(crate) fn dec(text: &str) -> String {
+    percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
+}
+
 /// A path below `/_matrix/client/v3`.
 pub(crate) fn v3(segments: &[&str]) -> String {
     let mut path = "/_matrix/client/v3".to_owned();

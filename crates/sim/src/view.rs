@@ -147,8 +147,10 @@ impl RoomView {
         }
         // A room that was forgotten ends without a word.
         self.broken |= left && events.is_empty();
-        let ids: Vec<String> = events.iter().map(|event| text(&event["event_id"])).collect();
         let limited = news["timeline"]["limited"] == true;
+        // Who is outside is told what becomes of their membership, but not what happens around it: that is no timeline.
+        let outside = left && fresh && !limited && events.len() == 1;
+        let ids: Vec<String> = events.iter().filter(|_| !outside).map(|event| text(&event["event_id"])).collect();
         let prev_batch = text(&news["timeline"]["prev_batch"]);
         if let Some(gap) = self.extend(room, ids, limited, prev_batch, fresh, left) {
             applied.gaps.push(gap);

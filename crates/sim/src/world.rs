@@ -1,5 +1,6 @@
 //! The server under simulation: its disk, its clock, its crashes, and the requests that are under way.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use homeserver::App;
@@ -13,7 +14,7 @@ use store::{Committer, Faults, MemoryDisk, Store};
 use tokio::task::JoinHandle;
 
 use crate::Check;
-use crate::request::Request;
+use crate::request::{Request, dec};
 use crate::trace::Trace;
 
 /// So often everybody gets a turn before the simulation goes on: more than any chain of wake-ups is long.
@@ -30,6 +31,8 @@ pub(crate) struct World {
     pub(crate) trouble: u64,
     /// Drops an event from every so many answers to sync: for the test that the oracles see it.
     pub(crate) sabotage: Option<Sabotage>,
+    /// Whose token is whose, to be read in the trace.
+    pub(crate) names: BTreeMap<String, String>,
     committer: Committer,
     client: Local,
     config: Config,
@@ -69,8 +72,8 @@ impl World {
         config.memory_budget = homeserver::config::Size::mib(64);
         let (app, committer) = start(&disk, &config, &clock, &rng, seed)?;
         let client = Local::new(app.router());
-        let trace = Trace::default();
-        Ok(Self { app, clock, disk, trace, trouble: 0, sabotage: None, committer, client, config, rng, seed })
+        let (trace, names) = (Trace::default(), BTreeMap::new());
+        Ok(Self { app, clock, disk, trace, trouble: 0, sabotage: None, names, committer, client, config, rng, seed })
     }
 
     /// Sends a request; nothing happens before everybody gets a turn.
@@ -110,12 +113,14 @@ impl World {
         if !flight.task.is_finished() {
             return Ok(Err(flight));
         }
-        let Request { method, path, body, .. } = &flight.request;
+        let Request { method, path, body, token } = &flight.request;
         let told = body.as_ref().map(Value::to_string).unwrap_or_default();
+        let who = token.as_ref().and_then(|token| self.names.get(token)).map_or("somebody", String::as_str);
         let answer =
             flight.task.await.map_err(|cause| format!("{method} {path} {told}: the router failed: {cause}"))?;
         let shown = String::from_utf8_lossy(&answer.body[..answer.body.len().min(8_000)]).into_owned();
-        self.trace.add(format!("{method} {path} {told} -> {} {shown}", answer.status.as_u16()), &answer.body);
+        let status = answer.status.as_u16();
+        self.trace.add(format!("{who}: {method} {} {told} -> {status} {shown}", dec(path)), &answer.body);
         let (code, json) = (answer.status.as_u16(), answer.json());
         if code >= 500 && flight.trouble == self.trouble {
             return Err(format!("{method} {path} {told}: {code} {json} although nothing was wrong"));

@@ -24,7 +24,7 @@ const USAGE: &str = "\
 usage: cargo xtask <verb>
 
   demo [--release]          build, start a server on loopback with two ready users, run until Ctrl-C
-  test [--only SUITE]...    every test; SUITE: unit, clients, crash, sim
+  test [--only SUITE]...    every test; SUITE: unit, clients, crash
   ci                        format, clippy, doc drift, crate arrows, licences
   self-check                the repository's checks of itself (also part of `test`)
   sim --seed N [--seeds M]  replay simulated worlds N, N+1, ... (M of them)

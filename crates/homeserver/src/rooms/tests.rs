@@ -8,12 +8,12 @@ use ruma::api::client::room::create_room::v3::{Request, RoomPreset};
 use ruma::events::TimelineEventType;
 use ruma::{CanonicalJsonObject, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, TransactionId, UserId};
 use serde_json::json;
-use store::{Pos, Read as _};
+use store::{Pos, Read as _, Tx};
 
 use crate::App;
-use crate::auth::Requester;
+use crate::auth::{Requester, devices};
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{ErrorCode, Result};
 use crate::rooms::membership::{Wish, carry_out, forget, leave, refresh_profile};
 use crate::rooms::read::RoomReader;
 use crate::rooms::send::{TxnKey, redaction, send, send_state};
@@ -37,6 +37,17 @@ impl World {
 
     async fn create(&self, creator: &str, request: Request) -> Result<OwnedRoomId> {
         super::create::create(&self.app, &user(creator), request).await
+    }
+
+    async fn log_in(&self, who: &str, device: &str) {
+        let (app, who) = (&self.app, user(who));
+        let log_in = |tx: &mut Tx| devices::log_in(app, tx, who.as_str(), Some(device), None);
+        app.store.transact(log_in).await.unwrap();
+    }
+
+    async fn log_out(&self, who: &str, device: &str) {
+        let who = user(who);
+        self.app.store.transact(|tx: &mut Tx| devices::delete(tx, who.as_str(), device)).await.unwrap();
     }
 
     async fn public_room(&self, creator: &str) -> OwnedRoomId {
@@ -226,6 +237,8 @@ async fn pitfall_001_a_transaction_is_one_event_however_often_it_comes() {
         TxnKey::new(&asks.user_id, asks.device_id.as_deref(), &path, <&TransactionId>::from(id))
     };
     let post = |txn: TxnKey| send(&world.app, &room, world.draft("alice", "m.a", json!({})), Some(txn));
+    world.log_in("alice", "D1").await;
+    world.log_in("alice", "D2").await;
     let (a, b) = tokio::join!(post(key("D1", "m.a", "1")), post(key("D1", "m.a", "1")));
     let (a, b) = (a.unwrap(), b.unwrap());
     assert_eq!(a, b, "at the same time");
@@ -236,6 +249,9 @@ async fn pitfall_001_a_transaction_is_one_event_however_often_it_comes() {
     let (_, stored) = world.event(&room, &a);
     assert_eq!(stored.transaction_id(Some("D1")), Some("1"));
     assert_eq!(stored.transaction_id(Some("D2")), None);
+    // With a device go its transactions: what comes after that would not be recognised when it is retried.
+    world.log_out("alice", "D1").await;
+    assert_eq!(post(key("D1", "m.a", "3")).await.unwrap_err().code(), Some(&ErrorCode::UnknownToken));
 }
 
 #[tokio::test]

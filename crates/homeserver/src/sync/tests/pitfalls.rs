@@ -292,6 +292,65 @@ async fn pitfall_026_all_memberships_of_a_gap_are_sent() {
 }
 
 #[tokio::test]
+async fn pitfall_023_a_change_that_is_not_shown_is_not_undone_by_one_that_is() {
+    let world = World::new();
+    let (alice, bob) = (world.user("alice").await, world.user("bob").await);
+    let room = world.public(&alice).await;
+    world.set(&alice, &room, "m.room.history_visibility", json!({"history_visibility": "joined"})).await;
+    world.join(&bob, &room).await;
+    let mut client = Client::new(&bob);
+    client.next().await;
+    world.set(&alice, &room, "m.room.name", json!({"name": "one"})).await;
+    world.leave(&bob, &room).await;
+    world.set(&alice, &room, "m.room.name", json!({"name": "two"})).await;
+    world.join(&bob, &room).await;
+    // First the state, then the timeline, each event over the one before.
+    let answer = client.next().await;
+    let room = joined(&answer, &room);
+    let events = |section: &str| room[section]["events"].as_array().cloned().unwrap_or_default();
+    let events = [events("state"), events("timeline")].concat();
+    let name = events.iter().rfind(|event| event["type"] == "m.room.name").unwrap();
+    assert_eq!(name["content"]["name"], "two");
+}
+
+#[tokio::test]
+async fn pitfall_026_a_sender_is_sent_as_they_are_now() {
+    let world = World::new();
+    let (alice, bob) = (world.user("alice").await, world.user("bob").await);
+    let room = world.public(&alice).await;
+    world.join(&bob, &room).await;
+    let mut filter = lazy(10);
+    filter["room"]["timeline"]["types"] = json!(["m.room.message"]);
+    let mut client = Client::filtered(&alice, &filter);
+    client.next().await;
+    world.say(&bob, &room, "hello").await;
+    let path = format!("/_matrix/client/v3/profile/{}/displayname", bob.user_id);
+    assert!(bob.client.put(&path, json!({"displayname": "Bobby"})).await.status.is_success());
+    settle().await;
+    let answer = client.next().await;
+    let members = joined(&answer, &room)["state"]["events"].as_array().unwrap();
+    assert_eq!(members.last().unwrap()["content"]["displayname"], "Bobby", "{answer}");
+}
+
+#[tokio::test]
+async fn pitfall_026_who_comes_back_learns_which_members_changed_meanwhile() {
+    let world = World::new();
+    let (alice, bob, carol) = (world.user("alice").await, world.user("bob").await, world.user("carol").await);
+    let room = world.public(&alice).await;
+    world.join(&bob, &room).await;
+    world.join(&carol, &room).await;
+    world.say(&carol, &room, "hello").await;
+    let mut client = Client::filtered(&bob, &lazy(1));
+    client.next().await;
+    world.leave(&bob, &room).await;
+    world.leave(&carol, &room).await;
+    world.join(&bob, &room).await;
+    let answer = client.next().await;
+    let state = keys(&joined(&answer, &room)["state"]);
+    assert!(state.contains(&format!("m.room.member {}", carol.user_id)), "{state:?}");
+}
+
+#[tokio::test]
 async fn pitfall_027_the_summary_names_heroes_where_there_is_no_name() {
     let world = World::new();
     let alice = world.user("alice").await;
