@@ -108,10 +108,9 @@ impl View {
         }
         for (section, invited) in [("invite", true), ("knock", false)] {
             for (room, _) in entries(&sync["rooms"][section]) {
-                if let Some(view) = self.joined.remove(room) {
-                    // Nobody says what happened until the end of the membership before.
-                    self.left.insert(room.clone(), RoomView { broken: true, ..view });
-                }
+                // Nobody says what happened until the end of the membership before.
+                self.joined.remove(room);
+                self.left.remove(room);
                 self.invited.remove(room);
                 self.knocked.remove(room);
                 if invited {

@@ -124,12 +124,16 @@ impl Collector<'_> {
             return Ok(Some(room));
         };
         let since = since.filter(|_| was == Some(MembershipState::Join));
-        let mut window = self.window(nr, &head.room_id, since, member.event, &sight)?;
+        let mut window = self.window(nr, &head.room_id, since, left, &sight)?;
         let end = self.rooms.event(nr, left)?.map_or(Root::EMPTY, |event| event.after);
         self.cut(&mut window, end)?;
         let base = self.base(nr, since, &window, end)?.filter(|_| !self.full_state);
         let start = window.events.first().map_or(end, |(_, event)| event.before());
         room.state = self.state(nr, &head.room_id, &Wanted { base, start, end, window: &window, heroes: &[] })?;
+        if member.event > left {
+            // What became of the membership since is told, but nothing of what happened around it.
+            window.events.extend(self.rooms.event(nr, member.event)?.map(|event| (member.event, event)));
+        }
         room.timeline = self.viewer().timeline(nr, window, &sight)?;
         Ok(Some(room))
     }

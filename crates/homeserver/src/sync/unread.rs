@@ -67,7 +67,15 @@ impl<R: Read> Counter<'_, R> {
             (tally, after) = (known.tally, known.as_of);
         }
         if head.last > after {
-            self.add_up(&mut tally, &read, after, version, &room_facts)?;
+            let mut events = self.events(room, after, version)?;
+            if after > read.all && events.iter().any(|(_, event)| event.kind() == "m.room.redaction") {
+                // What was counted may be gone.
+                tally = Tally::default();
+                events = self.events(room, read.all, version)?;
+            }
+            for (at, event) in events.iter().rev() {
+                self.add(&mut tally, &read, *at, event, &room_facts)?;
+            }
         }
         let mut counts = counts.lock();
         if counts.0.len() >= MAX_ROOMS && !counts.0.contains_key(&room) {
@@ -88,20 +96,15 @@ impl<R: Read> Counter<'_, R> {
         Ok(read)
     }
 
-    fn add_up(&self, tally: &mut Tally, read: &ReadUpTo, after: Pos, until: Pos, room: &Room<'_, R>) -> Result<()> {
-        let newest_first = match self.recent.events(room.room, after, until) {
-            Some(events) => events,
-            None => {
-                let events = schema::EVENTS.prefix((room.room,));
-                let span = events.after((room.room, after)).through((room.room, until)).reversed().limit(MAX_EVENTS);
-                let rows = self.rooms.read.scan(&schema::EVENTS, span);
-                rows.map(|row| row.map(|((_, at), event)| (at, event))).collect::<Result<_, store::Error>>()?
-            }
-        };
-        for (at, event) in newest_first.iter().rev() {
-            self.add(tally, read, *at, event, room)?;
+    /// Newest first.
+    fn events(&self, room: RoomNr, after: Pos, until: Pos) -> Result<Vec<(Pos, StoredEvent)>> {
+        if let Some(events) = self.recent.events(room, after, until) {
+            return Ok(events);
         }
-        Ok(())
+        let events = schema::EVENTS.prefix((room,));
+        let span = events.after((room, after)).through((room, until)).reversed().limit(MAX_EVENTS);
+        let rows = self.rooms.read.scan(&schema::EVENTS, span);
+        Ok(rows.map(|row| row.map(|((_, at), event)| (at, event))).collect::<Result<_, store::Error>>()?)
     }
 
     fn add(&self, tally: &mut Tally, read: &ReadUpTo, at: Pos, event: &StoredEvent, room: &Room<'_, R>) -> Result<()> {
@@ -115,7 +118,7 @@ impl<R: Read> Counter<'_, R> {
         if own {
             // Who writes has read what is before.
             tally.clear(thread);
-        } else if at > read.of(thread) {
+        } else if at > read.of(thread) && event.redacted_by().is_none() {
             let outcome = self.tastes.rules.decide(&facts, room)?;
             tally.add(thread, outcome);
         }

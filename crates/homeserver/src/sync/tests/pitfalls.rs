@@ -239,6 +239,25 @@ async fn pitfall_025_a_ban_after_leaving_tells_nothing_else() {
 }
 
 #[tokio::test]
+async fn pitfall_025_a_ban_after_leaving_unseen_tells_nothing_between() {
+    let world = World::new();
+    let (alice, bob) = (world.user("alice").await, world.user("bob").await);
+    let room = world.public(&alice).await;
+    world.join(&bob, &room).await;
+    let mut client = Client::new(&bob);
+    client.next().await;
+    world.leave(&bob, &room).await;
+    let public = json!({"history_visibility": "world_readable"});
+    world.set(&alice, &room, "m.room.history_visibility", public).await;
+    world.say(&alice, &room, "without bob").await;
+    world.on(&alice, "ban", &room, &bob).await;
+    let answer = client.next().await;
+    let events = answer["rooms"]["leave"][&room]["timeline"]["events"].as_array().unwrap();
+    let memberships: Vec<_> = events.iter().map(|event| event["content"]["membership"].as_str()).collect();
+    assert_eq!(memberships, [Some("leave"), Some("ban")]);
+}
+
+#[tokio::test]
 async fn pitfall_026_lazy_loading_sends_the_senders_once() {
     let world = World::new();
     let (alice, bob, carol) = (world.user("alice").await, world.user("bob").await, world.user("carol").await);
@@ -324,9 +343,8 @@ async fn pitfall_026_a_sender_is_sent_as_they_are_now() {
     let mut client = Client::filtered(&alice, &filter);
     client.next().await;
     world.say(&bob, &room, "hello").await;
-    let path = format!("/_matrix/client/v3/profile/{}/displayname", bob.user_id);
-    assert!(bob.client.put(&path, json!({"displayname": "Bobby"})).await.status.is_success());
-    settle().await;
+    let renamed = json!({"membership": "join", "displayname": "Bobby"});
+    world.set(&bob, &room, &format!("m.room.member/{}", bob.user_id), renamed).await;
     let answer = client.next().await;
     let members = joined(&answer, &room)["state"]["events"].as_array().unwrap();
     assert_eq!(members.last().unwrap()["content"]["displayname"], "Bobby", "{answer}");
@@ -645,6 +663,29 @@ async fn pitfall_038_counts_come_with_the_event_and_end_with_reading() {
     // Who answers has read.
     world.say(&alice, &room, "four").await;
     assert_eq!(counts(&client.next().await), (0, 0));
+}
+
+#[tokio::test]
+async fn pitfall_038_what_was_redacted_is_not_unread() {
+    let world = World::new();
+    let (alice, bob) = (world.user("alice").await, world.user("bob").await);
+    let room = world.public(&alice).await;
+    world.join(&bob, &room).await;
+    let counts = |answer: &Value| joined(answer, &room)["unread_notifications"]["notification_count"].clone();
+    let mut client = Client::new(&alice);
+    let first = world.say(&bob, &room, "one").await;
+    world.say(&bob, &room, "two").await;
+    assert_eq!(counts(&client.next().await), 2);
+    // An edit does not notify, and what is left of it does neither.
+    let edit = json!({"msgtype": "m.text", "body": "2", "m.new_content": {"msgtype": "m.text", "body": "2"},
+        "m.relates_to": {"rel_type": "m.replace", "event_id": first}});
+    let edit = world.send(&bob, &room, "m.room.message", edit).await;
+    for (event, left) in [(edit, 2), (first, 1)] {
+        let answer = bob.client.put(&format!("/_matrix/client/v3/rooms/{room}/redact/{event}/{left}"), json!({})).await;
+        assert!(answer.status.is_success());
+        assert_eq!(counts(&client.next().await), left);
+        assert_eq!(counts(&Client::new(&alice).next().await), left);
+    }
 }
 
 #[tokio::test]
