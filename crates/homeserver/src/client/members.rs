@@ -12,6 +12,7 @@ use store::{Pos, Read};
 use ::rooms::state::{Part, Root, Select};
 
 use super::messages::{array, style};
+use crate::App;
 use crate::auth::Access;
 use crate::error::{Error, Result};
 use crate::http::{Ctx, RawCtx, Response, Routes, json_response};
@@ -60,7 +61,7 @@ async fn members(ctx: RawCtx) -> Result<Response> {
         Some(at) => reach.state_at(reader, token::parse_position(at)?)?,
         None => reach.state(reader)?,
     };
-    let mut events = member_events(reader, reach.room, root)?;
+    let mut events = member_events(&ctx.app, reader, reach.room, root)?;
     if wanted.is_some() || unwanted.is_some() {
         events.retain(|(_, event)| takes(wanted, unwanted, Member::of(event).membership()));
     }
@@ -90,7 +91,7 @@ async fn joined_members(ctx: RawCtx) -> Result<Response> {
     let read = ctx.app.store.snapshot();
     let reader = RoomReader::new(&ctx.app.room_cache, &read);
     let reach = Reach::of_joined(reader, &ctx.requester()?.user_id, &room_id)?;
-    let events = member_events(reader, reach.room, reach.head.state)?;
+    let events = member_events(&ctx.app, reader, reach.room, reach.head.state)?;
     let mut out = Vec::with_capacity(160 * (events.len() + 1));
     out.extend_from_slice(b"{\"joined\":{");
     let mut first = true;
@@ -110,10 +111,15 @@ async fn joined_members(ctx: RawCtx) -> Result<Response> {
 }
 
 /// The member events of a state, in the order they lie in.
-fn member_events<R: Read>(reader: RoomReader<'_, R>, room: RoomNr, root: Root) -> Result<Vec<(Pos, StoredEvent)>> {
+fn member_events<R: Read>(
+    app: &App,
+    reader: RoomReader<'_, R>,
+    room: RoomNr,
+    root: Root,
+) -> Result<Vec<(Pos, StoredEvent)>> {
     let mut positions: Vec<Pos> = reader.state_positions(root, Select::Only(Part::Members))?;
     positions.sort_unstable();
-    reader.events_at(room, &positions)
+    app.sync.recent.state_events(reader, room, &positions)
 }
 
 /// What is looked at in the content of a member event.

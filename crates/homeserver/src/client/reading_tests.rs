@@ -531,6 +531,21 @@ async fn pitfall_049_context_splits_its_limit_and_fits_the_timeline() {
 }
 
 #[tokio::test]
+async fn state_that_was_read_before_is_shown_redacted_after_its_redaction() {
+    let server = Server::default();
+    let [alice] = users(&server).await;
+    let room = public_room(&alice).await;
+    let topic = room.set("m.room.topic", "", json!({"topic": "gone soon"})).await;
+    let topic_of = async || {
+        let state = ok(&room.get("state").await);
+        state.as_array().unwrap().iter().find(|event| event["event_id"] == *topic).unwrap()["content"].clone()
+    };
+    assert_eq!(topic_of().await, json!({"topic": "gone soon"}));
+    room.redact(&topic).await;
+    assert_eq!(topic_of().await, json!({}));
+}
+
+#[tokio::test]
 async fn members_are_those_of_the_time_and_kind_asked_for() {
     let server = Server::default();
     let [alice, bob, carol, dave] = users(&server).await;

@@ -50,7 +50,7 @@ async fn state(ctx: RawCtx) -> Result<Response> {
     let mut positions: Vec<Pos> = reader.state_positions(reach.state(reader)?, Select::All)?;
     // The order they lie in is the cheapest to read.
     positions.sort_unstable();
-    let events = reader.events_at(reach.room, &positions)?;
+    let events = ctx.app.sync.recent.state_events(reader, reach.room, &positions)?;
     let style = style(&ctx.app, requester, &room_id);
     let mut out = Vec::with_capacity(512 * (events.len() + 1));
     array(&mut out, events, |out, (at, event)| {

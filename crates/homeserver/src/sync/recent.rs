@@ -195,20 +195,20 @@ impl Recent {
         positions: &[Pos],
     ) -> Result<Vec<(Pos, StoredEvent)>> {
         let rewritten = self.rewritten.load(Ordering::SeqCst);
-        let mut events = Vec::with_capacity(positions.len());
-        for &at in positions {
-            let key = EventAt { room, at };
-            if let Some(event) = self.events.get(&key) {
-                events.push((at, event));
-                continue;
+        let mut events: Vec<(Pos, Option<StoredEvent>)> =
+            positions.iter().map(|&at| (at, self.events.get(&EventAt { room, at }))).collect();
+        let missing: Vec<Pos> = events.iter().filter(|(_, event)| event.is_none()).map(|(at, _)| *at).collect();
+        if !missing.is_empty() {
+            let mut read = rooms.events_at(room, &missing)?.into_iter().peekable();
+            for (at, event) in events.iter_mut().filter(|(_, event)| event.is_none()) {
+                *event = read.next_if(|(found, _)| found == at).map(|(_, event)| event);
+                let Some(event) = event else { continue };
+                if self.rewritten.load(Ordering::SeqCst) == rewritten {
+                    self.events.insert(EventAt { room, at: *at }, event.clone());
+                }
             }
-            let Some(event) = rooms.event(room, at)? else { continue };
-            if self.rewritten.load(Ordering::SeqCst) == rewritten {
-                self.events.insert(key, event.clone());
-            }
-            events.push((at, event));
         }
-        Ok(events)
+        Ok(events.into_iter().filter_map(|(at, event)| Some((at, event?))).collect())
     }
 }
 
