@@ -38,6 +38,8 @@ pub fn routes() -> Routes {
         .join(client::members::routes())
         .join(client::messages::routes())
         .join(client::relations::routes())
+        .join(client::threads::routes())
+        .join(client::spaces::routes())
         .join(client::room_state::routes())
 }
 

@@ -151,6 +151,11 @@ pub const RECEIPT_LOG: Table<(RoomNr, Pos), ReceiptKey> = Table::new(
     Some(|(room, _)| topic::room(room)),
     "which receipt moved last here, by room and position",
 );
+/// Written by `rooms::write` together with [`THREAD_AT`]; a thread has one row.
+pub const THREADS: Table<(RoomNr, Pos), String> =
+    Table::new(0x2d, "threads", Hint::Lookup, None, "the root of a thread, by room and position of its newest reply");
+pub const THREAD_AT: Table<(RoomNr, String), Pos> =
+    Table::new(0x2e, "thread_at", Hint::Lookup, None, "where the newest reply of a thread lies, by room and root");
 
 // ---- media -------------------------------------------------------------------------------------------------------
 
@@ -281,6 +286,8 @@ pub fn tables() -> Vec<TableDef> {
         PUBLIC_ROOMS.def(),
         RECEIPTS.def(),
         RECEIPT_LOG.def(),
+        THREADS.def(),
+        THREAD_AT.def(),
         MEDIA.def(),
         USER_MEDIA.def(),
         MEDIA_FILES.def(),

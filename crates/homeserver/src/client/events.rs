@@ -99,7 +99,7 @@ async fn context(ctx: RawCtx) -> Result<Response> {
     let (at, event) = find(reader, &reach, &eyes, &event_id)?;
 
     let ignored = Ignored::by(&read, &requester.user_id)?;
-    let takes = |event: &StoredEvent| filter.events.take(event) && !ignored.hides(event);
+    let takes = |event: &StoredEvent| filter.takes(reader, &reach, &ignored, event);
     let around = |direction, from: Pos, limit| {
         let wanted = Wanted { direction, from: Some(from), to: None, limit, takes: &takes };
         pages::read(reader, &reach, &eyes, &wanted)

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 
 use ::rooms::timeline::Direction;
 use http::{Method, StatusCode};
-use ruma::api::client::filter::RoomEventFilter;
 use ruma::{DeviceId, RoomId};
 use serde::Deserialize;
 use store::{Pos, Read};
@@ -75,7 +74,7 @@ async fn messages(ctx: RawCtx) -> Result<Response> {
     let eyes = reach.eyes(reader, &requester.user_id)?;
     let ignored = Ignored::by(&read, &requester.user_id)?;
 
-    let takes = |event: &StoredEvent| filter.events.take(event) && !ignored.hides(event);
+    let takes = |event: &StoredEvent| filter.takes(reader, &reach, &ignored, event);
     let limit = query.limit.unwrap_or(DEFAULT_LIMIT).min(filter.events.limit.unwrap_or(MAX_LIMIT)).clamp(1, MAX_LIMIT);
     let wanted = Wanted { direction: query.dir.into(), from, to, limit, takes: &takes };
     let page = if filter.events.rooms.take(room_id.as_str()) {
@@ -165,14 +164,21 @@ pub(super) struct Filter {
 }
 
 impl Filter {
+    /// Whether an event that the user may see is one that they want to see.
+    pub(super) fn takes<R: Read>(
+        &self,
+        reader: RoomReader<'_, R>,
+        reach: &Reach,
+        ignored: &Ignored,
+        event: &StoredEvent,
+    ) -> Result<bool> {
+        Ok(self.events.take(event) && !ignored.hides(event) && self.events.related.take(reader, reach.room, event)?)
+    }
+
     pub(super) fn parse(json: Option<&str>) -> Result<Self> {
-        let filter: RoomEventFilter = match json {
-            None | Some("") => RoomEventFilter::default(),
-            Some(json) => {
-                serde_json::from_str(json).map_err(|cause| Error::invalid_param(format!("filter: {cause}")))?
-            }
-        };
-        let lazy = !filter.lazy_load_options.is_disabled();
-        Ok(Filter { events: filter.into(), lazy })
+        let json = json.filter(|json| !json.is_empty()).unwrap_or("{}");
+        let invalid = |cause: Error| Error::invalid_param(format!("filter: {}", cause.message()));
+        let (events, lazy) = Events::parse(json.as_bytes()).map_err(invalid)?;
+        Ok(Filter { events, lazy: !lazy.is_disabled() })
     }
 }

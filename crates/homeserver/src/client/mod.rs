@@ -29,8 +29,12 @@ pub mod room_state;
 pub mod session;
 pub mod sliding_sync;
 pub mod sliding_sync_merged;
+pub mod spaces;
 pub mod sync;
 pub mod tags;
+#[cfg(test)]
+mod testing;
+pub mod threads;
 pub mod to_device;
 pub mod typing;
 pub mod user_directory;

@@ -2,6 +2,7 @@
 
 pub mod aliases;
 pub mod create;
+pub mod hierarchy;
 pub mod membership;
 pub mod pages;
 pub mod public;
@@ -10,8 +11,10 @@ pub mod relations;
 pub mod send;
 pub mod shown;
 pub mod sight;
+pub mod summary;
 #[cfg(test)]
 mod tests;
+pub mod threads;
 pub mod visibility;
 pub mod write;
 

@@ -25,7 +25,7 @@ pub struct Wanted<'a> {
     pub to: Option<Pos>,
     pub limit: usize,
     /// Which of the events that the user may see.
-    pub takes: &'a dyn Fn(&StoredEvent) -> bool,
+    pub takes: &'a dyn Fn(&StoredEvent) -> Result<bool>,
 }
 
 /// A page, in the order it was read.
@@ -65,7 +65,7 @@ pub fn read<R: Read>(
             page.end = Some(last.unwrap_or(before(wanted.direction, at)));
             return Ok(page);
         }
-        if (wanted.takes)(&event) {
+        if (wanted.takes)(&event)? {
             page.events.push((at, event));
         }
     }

@@ -20,6 +20,8 @@ use crate::rooms::visibility::{Eyes, Ignored, Reach};
 use crate::schema::{self, Relation, RoomNr};
 use crate::stored::StoredEvent;
 
+/// The relation of a reply to the root of its thread.
+pub const THREAD: &str = "m.thread";
 /// How many steps from the parent `recurse` goes.
 pub const MAX_DEPTH: u32 = 3;
 /// The most events that `recurse` looks at.
@@ -170,7 +172,7 @@ impl Children {
         }
         match relation.rel_type.as_str() {
             "m.replace" if relation.sender == parent.sender() && relation.kind == parent.kind() => self.edits.push(at),
-            "m.thread" => {
+            THREAD => {
                 self.thread.push(at);
                 self.participated |= relation.sender == gatherer.user_id.as_str();
             }
@@ -186,18 +188,67 @@ fn begin(members: &mut Vec<u8>, name: &str) {
     members.push(b':');
 }
 
+/// Whether an event relates to another. (To be a reply is no relation in this sense.)
+pub fn relates(event: &StoredEvent) -> bool {
+    rel_type(event).is_some()
+}
+
 /// An edit cannot be edited.
 fn is_edit(event: &StoredEvent) -> bool {
+    rel_type(event).is_some_and(|rel_type| rel_type == "m.replace")
+}
+
+fn rel_type(event: &StoredEvent) -> Option<String> {
     #[derive(Deserialize)]
     struct RelatesTo {
         rel_type: String,
     }
-    content_field::<RelatesTo>(event, "m.relates_to").is_some_and(|relates_to| relates_to.rel_type == "m.replace")
+    content_field::<RelatesTo>(event, "m.relates_to").map(|relates_to| relates_to.rel_type)
 }
 
 /// An encrypted edit hides its new content.
 fn has_new_content(edit: &StoredEvent) -> bool {
     edit.kind() == "m.room.encrypted" || content_field::<IgnoredAny>(edit, "m.new_content").is_some()
+}
+
+/// Where the newest reply of a thread lies, at or before a position.
+pub fn newest_reply(read: &impl Read, room: RoomNr, root: &str, until: Pos) -> Result<Option<Pos>> {
+    let span = schema::RELATIONS.prefix((room, root)).through((room, root, until)).reversed().limit(MAX_RELATED);
+    for row in read.scan(&schema::RELATIONS, span) {
+        let ((_, _, at), relation) = row?;
+        if relation.rel_type == THREAD {
+            return Ok(Some(at));
+        }
+    }
+    Ok(None)
+}
+
+/// What has to relate to an event so that a filter takes it: `related_by_senders` and `related_by_rel_types`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct RelatedBy {
+    related_by_senders: Option<HashSet<String>>,
+    related_by_rel_types: Option<HashSet<String>>,
+}
+
+impl RelatedBy {
+    /// Whether an event is taken.
+    pub fn take<R: Read>(&self, reader: RoomReader<'_, R>, room: RoomNr, event: &StoredEvent) -> Result<bool> {
+        if self.related_by_senders.is_none() && self.related_by_rel_types.is_none() {
+            return Ok(true);
+        }
+        let wants = |wanted: &Option<HashSet<String>>, it: &str| wanted.as_ref().is_none_or(|all| all.contains(it));
+        let span = schema::RELATIONS.prefix((room, event.event_id())).limit(MAX_RELATED);
+        for row in reader.read.scan(&schema::RELATIONS, span) {
+            let (_, relation) = row?;
+            if wants(&self.related_by_senders, &relation.sender)
+                && wants(&self.related_by_rel_types, &relation.rel_type)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
 }
 
 /// What of the events that relate to a parent is wanted.

@@ -16,6 +16,7 @@ use store::{Read as _, Tx};
 use crate::App;
 use crate::error::{Error, ErrorCode, Result};
 use crate::rooms::change;
+use crate::rooms::relations::{THREAD, relates};
 use crate::rooms::write::{Origin, RoomTx};
 use crate::schema::{self, MembershipState, Txn};
 use crate::stored::TxnEcho;
@@ -123,6 +124,7 @@ fn check_sender(room: &RoomTx<'_>, draft: &Draft) -> Result<()> {
     }
     if draft.state_key.is_none() {
         check_annotation(room, draft)?;
+        check_thread(room, draft)?;
     }
     Ok(())
 }
@@ -137,6 +139,20 @@ fn check_redaction(room: &RoomTx<'_>, draft: &Draft) -> Result<()> {
     } else {
         Err(Error::forbidden("You may not redact this event"))
     }
+}
+
+/// What relates to something else cannot be the root of a thread (pitfall 51).
+fn check_thread(room: &RoomTx<'_>, draft: &Draft) -> Result<()> {
+    let relates_to = draft.content.get("m.relates_to").and_then(|value| value.as_object());
+    let text = |name: &str| relates_to.and_then(|it| it.get(name)).and_then(|value| value.as_str());
+    let (Some(THREAD), Some(root)) = (text("rel_type"), text("event_id")) else { return Ok(()) };
+    let view = room.tx.unchecked();
+    let Some(found) = view.get(&schema::EVENT_IDS, root)?.filter(|found| found.room == room.nr) else { return Ok(()) };
+    let root = view.get(&schema::EVENTS, (room.nr, found.at))?;
+    if root.is_some_and(|root| relates(&root)) {
+        return Err(Error::unknown("A thread cannot begin with an event that relates to another"));
+    }
+    Ok(())
 }
 
 /// One user annotates an event with one key once (pitfall 51).

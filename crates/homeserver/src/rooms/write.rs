@@ -21,6 +21,7 @@ use store::{Pos, Read as _, Tx, ValueBuf, View};
 use crate::App;
 use crate::error::{Error, Result};
 use crate::rooms::read::RoomReader;
+use crate::rooms::relations::{THREAD, newest_reply};
 use crate::schema::{self, EventAt, Membership, MembershipState, Relation, RoomNr, room_nr};
 use crate::stored::{Head, NewEvent, StoredEvent, TxnEcho};
 
@@ -215,7 +216,7 @@ impl<'a> RoomTx<'a> {
         if pdu.kind == TimelineEventType::RoomRedaction {
             self.apply_redaction(&pdu, at)?;
         }
-        self.put_relation(&pdu, at);
+        self.put_relation(&pdu, at)?;
         let parts = ::rooms::event::split_for_storage(&sealed.object, self.rules);
         let event = NewEvent {
             event_id: pdu.event_id.as_str(),
@@ -295,14 +296,17 @@ impl<'a> RoomTx<'a> {
         Ok(())
     }
 
-    fn put_relation(&mut self, pdu: &Pdu, at: Pos) {
+    fn put_relation(&mut self, pdu: &Pdu, at: Pos) -> Result<()> {
         if pdu.state_key.is_some() {
-            return;
+            return Ok(());
         }
-        let Some(relates_to) = content_field::<RelatesTo>(&pdu.content, "m.relates_to") else { return };
-        let (Some(rel_type), Some(parent)) = (relates_to.rel_type, relates_to.event_id) else { return };
+        let Some(relates_to) = content_field::<RelatesTo>(&pdu.content, "m.relates_to") else { return Ok(()) };
+        let (Some(rel_type), Some(parent)) = (relates_to.rel_type, relates_to.event_id) else { return Ok(()) };
         if rel_type.len() > 255 || parent.len() > 255 {
-            return;
+            return Ok(());
+        }
+        if rel_type == THREAD {
+            self.move_thread(&parent, Some(at))?;
         }
         let row = Relation {
             rel_type,
@@ -311,6 +315,22 @@ impl<'a> RoomTx<'a> {
             key: relates_to.key.filter(|key| key.len() <= 1024),
         };
         self.tx.put(&schema::RELATIONS, (self.nr, &parent, at), &row);
+        Ok(())
+    }
+
+    /// The newest reply of a thread is here now; there is none any more without `at`.
+    fn move_thread(&mut self, root: &str, at: Option<Pos>) -> Result<()> {
+        if let Some(before) = self.tx.get(&schema::THREAD_AT, (self.nr, root))? {
+            self.tx.delete(&schema::THREADS, (self.nr, before));
+        }
+        match at {
+            Some(at) => {
+                self.tx.put(&schema::THREADS, (self.nr, at), &root.to_owned());
+                self.tx.put(&schema::THREAD_AT, (self.nr, root), &at);
+            }
+            None => self.tx.delete(&schema::THREAD_AT, (self.nr, root)),
+        }
+        Ok(())
     }
 
     /// Takes the content out of the event that this one redacts, if its sender may do that. An event that is not here
@@ -324,19 +344,24 @@ impl<'a> RoomTx<'a> {
             return Ok(());
         }
         let redacted = self.redact(&target, at)?;
-        self.delete_relation(&target, target_at);
+        self.delete_relation(&target, target_at)?;
         self.tx.put_buf(&schema::EVENTS, (self.nr, target_at), redacted);
         self.redacted.push(EventAt { room: self.nr, at: target_at });
         Ok(())
     }
 
     /// What is redacted relates to nothing any more.
-    fn delete_relation(&mut self, target: &StoredEvent, at: Pos) {
+    fn delete_relation(&mut self, target: &StoredEvent, at: Pos) -> Result<()> {
         let relates_to = crate::rooms::shown::content_field::<RelatesTo>(target, "m.relates_to");
-        if let Some(parent) = relates_to.and_then(|relates_to| relates_to.event_id).filter(|parent| parent.len() <= 255)
-        {
-            self.tx.delete(&schema::RELATIONS, (self.nr, &parent, at));
+        let Some(parent) = relates_to.and_then(|it| it.event_id).filter(|parent| parent.len() <= 255) else {
+            return Ok(());
+        };
+        self.tx.delete(&schema::RELATIONS, (self.nr, &parent, at));
+        if self.tx.get(&schema::THREAD_AT, (self.nr, &parent))? == Some(at) {
+            let before = newest_reply(self.tx.unchecked(), self.nr, &parent, Pos(at.0.saturating_sub(1)))?;
+            self.move_thread(&parent, before)?;
         }
+        Ok(())
     }
 
     fn redact(&self, target: &StoredEvent, by: Pos) -> Result<ValueBuf> {

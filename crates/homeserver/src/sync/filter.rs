@@ -11,10 +11,12 @@ use ruma::UserId;
 use ruma::api::client::filter::{
     EventFormat, Filter as PlainFilter, FilterDefinition, LazyLoadOptions, RoomEventFilter, RoomFilter, UrlFilter,
 };
+use serde::Deserialize;
 use serde_json::Value;
 use store::Read;
 
 use crate::error::{Error, Result};
+use crate::rooms::relations::RelatedBy;
 use crate::schema;
 use crate::stored::StoredEvent;
 
@@ -78,6 +80,8 @@ pub struct Events {
     not_senders: HashSet<String>,
     pub rooms: Rooms,
     url: Option<bool>,
+    /// What has to relate to the events.
+    pub related: RelatedBy,
     pub limit: Option<usize>,
     all: bool,
 }
@@ -120,6 +124,7 @@ impl From<RoomEventFilter> for Events {
             not_senders: strings(filter.not_senders),
             rooms,
             url,
+            related: RelatedBy::default(),
             limit: filter.limit.map(|limit| u64::from(limit) as usize),
             all: false,
         };
@@ -136,6 +141,7 @@ impl From<PlainFilter> for Events {
             not_senders: strings(filter.not_senders),
             rooms: Rooms::default(),
             url: None,
+            related: RelatedBy::default(),
             limit: filter.limit.map(|limit| u64::from(limit) as usize),
             all: false,
         };
@@ -144,6 +150,14 @@ impl From<PlainFilter> for Events {
 }
 
 impl Events {
+    /// A room event filter as JSON. (What has to relate to events is not among what ruma reads of it.)
+    pub fn parse(json: &[u8]) -> Result<(Self, LazyLoadOptions)> {
+        let filter: RoomEventFilter = serde_json::from_slice(json)?;
+        let lazy = filter.lazy_load_options;
+        let related = serde_json::from_slice(json)?;
+        Ok((Events { related, ..filter.into() }, lazy))
+    }
+
     fn finished(mut self) -> Self {
         self.all = self.types.is_none()
             && self.not_types.is_empty()
@@ -307,8 +321,21 @@ fn stored(read: &impl Read, user_id: &UserId, id: &str) -> Result<Filter> {
 }
 
 fn parse(json: &[u8]) -> Result<Filter> {
+    /// What ruma does not read.
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct More {
+        room: MoreOfRooms,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct MoreOfRooms {
+        timeline: RelatedBy,
+    }
     let definition: FilterDefinition = serde_json::from_slice(json)?;
-    Ok(definition.into())
+    let mut filter = Filter::from(definition);
+    filter.timeline.related = serde_json::from_slice::<More>(json)?.room.timeline;
+    Ok(filter)
 }
 
 #[cfg(test)]

@@ -168,8 +168,12 @@ impl Collector<'_> {
         let (viewer, filter) = (self.viewer(), &self.filter.timeline);
         let wants_room = filter.rooms.take(room_id);
         let stretch = Stretch { since, until, limit: self.filter.timeline_limit() };
-        viewer
-            .window(nr, stretch, |at, event| Ok(wants_room && filter.take(event) && viewer.shows(at, event, sight)?))
+        viewer.window(nr, stretch, |at, event| {
+            Ok(wants_room
+                && filter.take(event)
+                && viewer.shows(at, event, sight)?
+                && filter.related.take(self.rooms, nr, event)?)
+        })
     }
 
     /// Shortens a window that does not show all that happened in it. Who applies first the state and then the timeline
