@@ -23,6 +23,7 @@ pub fn routes() -> Routes {
         .join(client::tags::routes())
         .join(client::filters::routes())
         .join(client::push_rules::routes())
+        .join(client::pushers::routes())
         .join(client::openid::routes())
         .join(client::user_directory::routes())
         .join(client::admin::routes())

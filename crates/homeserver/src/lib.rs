@@ -18,6 +18,7 @@ pub mod log;
 pub mod media;
 pub mod metrics;
 pub mod notify;
+pub mod outgoing;
 pub mod push;
 pub mod rng;
 pub mod rooms;

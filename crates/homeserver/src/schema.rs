@@ -30,6 +30,24 @@ pub mod topic {
     /// The class of the topic of all jobs.
     pub const JOBS: u8 = 5;
 
+    /// The class of pushers; the key is the user ID, or empty for those of anybody.
+    pub const PUSHERS: u8 = 6;
+
+    /// The class of the topic of all delayed events.
+    pub const DELAYED: u8 = 7;
+
+    /// Somebody's pushers changed.
+    pub fn pushers() -> Topic {
+        Topic::new(PUSHERS, [])
+    }
+    /// A user's pushers changed.
+    pub fn pushers_of(user_id: &str) -> Topic {
+        Topic::new(PUSHERS, user_id.as_bytes())
+    }
+    /// An event was delayed, or is due at another time.
+    pub fn delayed() -> Topic {
+        Topic::new(DELAYED, [])
+    }
     /// There is work to do in the background.
     pub fn jobs() -> Topic {
         Topic::new(JOBS, [])
@@ -237,6 +255,52 @@ pub const TO_DEVICE_AT: Table<(String, String), Pos> = Table::new(
     "where the last message to a device is or was, by user ID and device ID",
 );
 
+// ---- notifications and calls -------------------------------------------------------------------------------------
+
+/// Written by [`put_pusher`] and [`delete_pusher`] only.
+pub const PUSHERS: Table<(String, String, String), Pusher> = Table::new(
+    0x60,
+    "pushers",
+    Hint::Small,
+    Some(|(user, _, _)| topic::pushers_of(user)),
+    "where notifications go, by user ID, app ID and pushkey",
+);
+pub const PUSHKEYS: Table<(String, String, String), ()> =
+    Table::new(0x61, "pushkeys", Hint::Small, None, "who has a pusher, by app ID, pushkey and user ID");
+pub const PUSHED: Table<(String, String, String), Pushed> =
+    Table::new(0x62, "pushed", Hint::Small, None, "how far a pusher has come, by user ID, app ID and pushkey");
+/// Also rows of events that were sent or given up, for some time: the list of a user's shows them.
+pub const DELAYED: Table<String, Delayed> =
+    Table::new(0x63, "delayed", Hint::Small, Some(|_| topic::delayed()), "an event that is sent later, by delay ID")
+        .chunked();
+pub const DELAYED_DUE: Table<(u64, String), ()> = Table::new(
+    0x64,
+    "delayed_due",
+    Hint::Small,
+    None,
+    "when something is to be done about a delayed event, by milliseconds since the epoch and delay ID",
+);
+pub const DELAYED_OF: Table<(String, String), ()> =
+    Table::new(0x65, "delayed_of", Hint::Small, None, "the delayed events of a user, by user ID and delay ID");
+
+/// Which pusher: app ID and pushkey.
+pub type PusherId<'a> = (&'a str, &'a str);
+
+/// Makes a pusher, or changes it.
+pub fn put_pusher(tx: &mut Tx, user_id: &str, (app_id, pushkey): PusherId<'_>, pusher: &Pusher) {
+    tx.put(&PUSHERS, (user_id, app_id, pushkey), pusher);
+    tx.put(&PUSHKEYS, (app_id, pushkey, user_id), &());
+    tx.touch(topic::pushers());
+}
+
+/// Deletes a pusher, and what is known of it.
+pub fn delete_pusher(tx: &mut Tx, user_id: &str, (app_id, pushkey): PusherId<'_>) {
+    tx.delete(&PUSHERS, (user_id, app_id, pushkey));
+    tx.delete(&PUSHKEYS, (app_id, pushkey, user_id));
+    tx.delete(&PUSHED, (user_id, app_id, pushkey));
+    tx.touch(topic::pushers());
+}
+
 /// Says that a user's devices or their keys changed: writes the rows, and wakes everybody in a room with the user.
 pub fn device_list_changed(tx: &mut Tx, user_id: &str) -> store::Result<()> {
     match tx.get(&DEVICE_LIST_AT, user_id)? {
@@ -302,6 +366,12 @@ pub fn tables() -> Vec<TableDef> {
         DEVICE_LIST_AT.def(),
         TO_DEVICE.def(),
         TO_DEVICE_AT.def(),
+        PUSHERS.def(),
+        PUSHKEYS.def(),
+        PUSHED.def(),
+        DELAYED.def(),
+        DELAYED_DUE.def(),
+        DELAYED_OF.def(),
     ]
 }
 
@@ -717,6 +787,67 @@ impl Value for KeyCounts {
         let (one_time, unused_fallback) = r.postcard()?;
         Ok(KeyCounts { changed, one_time, unused_fallback })
     }
+}
+
+/// Where notifications go.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pusher {
+    /// The device that made it, and with which it goes; empty for none.
+    pub device_id: String,
+    pub kind: String,
+    pub app_display_name: String,
+    pub device_display_name: String,
+    pub profile_tag: Option<String>,
+    pub lang: String,
+    /// A JSON object.
+    pub data: String,
+    /// When it was set last.
+    pub ts: u64,
+}
+postcard_value!(Pusher, 1);
+
+/// How far a pusher has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pushed {
+    /// The position of the last event that was sent or given up.
+    pub at: u64,
+}
+postcard_value!(Pushed, 1);
+
+/// An event that is sent later, unless somebody says otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delayed {
+    pub user_id: String,
+    pub device_id: String,
+    pub room_id: String,
+    pub kind: String,
+    pub state_key: Option<String>,
+    /// A JSON object.
+    pub content: String,
+    pub delay_ms: u64,
+    /// When the delay began, or began anew.
+    pub since_ts: u64,
+    /// The hash of its transaction, if it has one.
+    pub txn: Option<[u8; 16]>,
+    /// What became of it.
+    pub end: Option<DelayedEnd>,
+}
+postcard_value!(Delayed, 1);
+
+/// What became of a delayed event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DelayedEnd {
+    pub ts: u64,
+    pub outcome: DelayedOutcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DelayedOutcome {
+    /// As this event.
+    Sent(String),
+    Cancelled,
+    /// The rules did not allow it: error code and message.
+    Failed(String, String),
 }
 
 fn format_one(version: u8) -> Result<(), Corrupt> {

@@ -17,6 +17,7 @@ use crate::http::Router;
 use crate::limits::Limits;
 use crate::media::Media;
 use crate::metrics::Metrics;
+use crate::outgoing::Outgoing;
 use crate::rng::Rng;
 use crate::rooms::Lanes;
 use crate::rooms::read::RoomCache;
@@ -44,6 +45,8 @@ pub struct Services {
     pub metrics: Metrics,
     pub limits: Limits,
     pub auth: Auth,
+    /// The one gate to the outside.
+    pub outgoing: Outgoing,
     /// Cancelled when the server stops: long polls answer at once.
     pub shutdown: CancellationToken,
     /// Work that outlives its connection. A stop waits for it, briefly.
@@ -69,6 +72,7 @@ impl App {
             server_name: config.server_name.clone(),
             limits: Limits::new(config.rate_limits.clone(), clock.clone()),
             auth: Auth::new(&config, rng.clone()),
+            outgoing: Outgoing::new(&config),
             metrics: Metrics::default(),
             shutdown,
             tasks: TaskTracker::new(),

@@ -21,13 +21,14 @@ const LAYERS: &[Layer] = &[
     Layer {
         siblings: true,
         modules: &[
-            "blocking", "clock", "config", "error", "limits", "log", "metrics", "notify", "rng", "schema", "signing",
-            "stored",
+            "blocking", "clock", "config", "error", "limits", "log", "metrics", "notify", "outgoing", "rng", "schema",
+            "signing", "stored",
         ],
     },
     Layer { siblings: false, modules: &["auth"] },
     Layer { siblings: false, modules: &["appservice", "e2ee", "media", "push", "rooms", "users"] },
-    Layer { siblings: false, modules: &["federation", "housekeeping", "jobs", "sync"] },
+    Layer { siblings: false, modules: &["delayed", "federation", "housekeeping", "jobs", "sync"] },
+    Layer { siblings: false, modules: &["gateway"] },
     Layer { siblings: false, modules: &["http"] },
     Layer { siblings: false, modules: &["admin", "client", "federation/server"] },
     Layer { siblings: true, modules: &["api", "server"] },

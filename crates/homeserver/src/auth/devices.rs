@@ -8,7 +8,7 @@ use crate::auth::tokens;
 use crate::error::{Error, Result};
 use crate::schema::{
     self, DEVICE_KEYS, DEVICE_SEEN, DEVICES, Device, FALLBACK_KEYS, JOBS, Job, KEY_COUNTS, ONE_TIME_KEY_IDS,
-    ONE_TIME_KEYS, TO_DEVICE, TO_DEVICE_AT, TXNS,
+    ONE_TIME_KEYS, PUSHERS, TO_DEVICE, TO_DEVICE_AT, TXNS,
 };
 
 /// Rows that are deleted together with their device. A device that has more leaves the rest to a job.
@@ -47,6 +47,7 @@ pub fn delete(tx: &mut Tx, user_id: &str, device_id: &str) -> Result<()> {
     tx.get(&KEY_COUNTS, (user_id, device_id))?;
     tx.delete(&KEY_COUNTS, (user_id, device_id));
     tx.delete(&TO_DEVICE_AT, (user_id, device_id));
+    delete_pushers(tx, user_id, |maker| maker == device_id)?;
     if !forget(tx, user_id, device_id)? {
         let job = tx.next_pos();
         tx.put(&JOBS, job, &Job::ForgetDevice { user_id: user_id.to_owned(), device_id: device_id.to_owned() });
@@ -60,6 +61,20 @@ pub fn delete_others(tx: &mut Tx, user_id: &str, keep: Option<&str>) -> Result<(
     for ((_, device_id), _) in tx.scan_guarded(&DEVICES, DEVICES.prefix((user_id,)))? {
         if keep != Some(device_id.as_str()) {
             delete(tx, user_id, &device_id)?;
+        }
+    }
+    Ok(())
+}
+
+/// Deletes the pushers that other devices made: who set a new password does not want them.
+pub fn delete_other_pushers(tx: &mut Tx, user_id: &str, keep: Option<&str>) -> Result<()> {
+    delete_pushers(tx, user_id, |maker| keep != Some(maker))
+}
+
+fn delete_pushers(tx: &mut Tx, user_id: &str, goes: impl Fn(&str) -> bool) -> Result<()> {
+    for ((_, app_id, pushkey), pusher) in tx.scan_guarded(&PUSHERS, PUSHERS.prefix((user_id,)))? {
+        if goes(&pusher.device_id) {
+            schema::delete_pusher(tx, user_id, (&app_id, &pushkey));
         }
     }
     Ok(())

@@ -20,6 +20,7 @@ pub mod openid;
 pub mod presence;
 pub mod profile;
 pub mod push_rules;
+pub mod pushers;
 #[cfg(test)]
 mod reading_tests;
 pub mod receipts;

@@ -75,6 +75,12 @@ impl Config {
         if self.rooms.default_version.rules().is_none() {
             wrong.push(("rooms.default_version", format!("`{}` is not supported", self.rooms.default_version)));
         }
+        if !self.calls.turn_uris.is_empty() && self.calls.turn_secret.is_none() && self.calls.turn_username.is_none() {
+            wrong.push((
+                "calls.turn_uris",
+                "needs calls.turn_secret, or calls.turn_username and turn_password".to_owned(),
+            ));
+        }
         if let Err(cause) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             wrong.push(("log.level", cause.to_string()));
         }

@@ -16,7 +16,7 @@ mod units;
 
 pub use load::{ConfigError, Overrides};
 pub use reference::{example, reference};
-pub use units::{Network, Size, Span};
+pub use units::{Destination, Network, Size, Span};
 
 /// One setting, for the reference.
 #[derive(Clone, Debug)]
@@ -106,6 +106,12 @@ pub struct Config {
     pub media: Media,
     #[serde(default)]
     pub presence: Presence,
+    #[serde(default)]
+    pub push: Push,
+    #[serde(default)]
+    pub calls: Calls,
+    #[serde(default)]
+    pub outgoing: Outgoing,
     #[serde(default)]
     pub federation: Federation,
     #[serde(default)]
@@ -271,9 +277,47 @@ settings! {
 }
 
 settings! {
+    /// Notifications for phones, which go through the gateways of the apps' makers.
+    pub struct Push = "push" {
+        /// The gateways that may be told of notifications, such as `https://push.example.org` (`:*` behind the host is
+        /// any port). Empty: no notification leaves this server. An isolated server only reaches gateways at private
+        /// addresses.
+        pub gateways: Vec<Destination> = Vec::new(),
+    }
+}
+
+settings! {
+    /// Voice and video calls.
+    pub struct Calls = "calls" {
+        /// The TURN servers that clients may relay calls through, such as `turn:turn.example.org?transport=udp`.
+        pub turn_uris: Vec<String> = Vec::new(),
+        /// The secret shared with the TURN servers, from which each user gets a name and password for some time.
+        pub turn_secret: Option<String> = None,
+        /// How long such a name and password are good for.
+        pub turn_lifetime: Span = Span::seconds(24 * 60 * 60),
+        /// Without a shared secret: a name and a password that all users get.
+        pub turn_username: Option<String> = None,
+        /// The password that belongs to `turn_username`.
+        pub turn_password: Option<String> = None,
+        /// The URL of the service that lets users into LiveKit, for calls of many. It is told to clients as a MatrixRTC
+        /// transport and in the well-known document.
+        pub livekit_url: Option<String> = None,
+    }
+}
+
+settings! {
+    /// Connections that this server opens. What they may go to is said where they are for.
+    pub struct Outgoing = "outgoing" {
+        /// A file with the certificates of the authorities to trust (PEM); without it the system's.
+        pub ca_file: Option<PathBuf> = None,
+    }
+}
+
+settings! {
     /// Other homeservers.
     pub struct Federation = "federation" {
-        /// `isolated`: the server opens no connection to anywhere, and answers no other server. The only mode so far.
+        /// `isolated`: the server opens no connection to public addresses, and answers no other server. The only mode so
+        /// far.
         pub mode: FederationMode = FederationMode::Isolated,
     }
 }
@@ -358,6 +402,9 @@ impl Config {
             rooms: Rooms::default(),
             media: Media::default(),
             presence: Presence::default(),
+            push: Push::default(),
+            calls: Calls::default(),
+            outgoing: Outgoing::default(),
             federation: Federation::default(),
             well_known: WellKnown::default(),
             rate_limits: RateLimits::default(),
@@ -370,6 +417,8 @@ impl Config {
         let hidden = "(set)".to_owned();
         let mut shown = self.clone();
         shown.registration.shared_secret = shown.registration.shared_secret.map(|_| hidden.clone());
+        shown.calls.turn_secret = shown.calls.turn_secret.map(|_| hidden.clone());
+        shown.calls.turn_password = shown.calls.turn_password.map(|_| hidden.clone());
         shown.registration.tokens.fill(hidden);
         shown
     }

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use super::{
-    Admin, Auth, Config, Federation, Http, Listener, Log, Media, Metrics, Presence, RateLimits, Registration, Rooms,
-    Section, Setting, WellKnown,
+    Admin, Auth, Calls, Config, Federation, Http, Listener, Log, Media, Metrics, Outgoing, Presence, Push, RateLimits,
+    Registration, Rooms, Section, Setting, WellKnown,
 };
 
 /// All sections in the order of the documents; the first one has no name.
@@ -23,6 +23,9 @@ pub(super) fn sections() -> Vec<Section> {
         Rooms::describe(),
         Media::describe(),
         Presence::describe(),
+        Push::describe(),
+        Calls::describe(),
+        Outgoing::describe(),
         Federation::describe(),
         WellKnown::describe(),
         RateLimits::describe(),

@@ -156,6 +156,67 @@ macro_rules! serde_by_text {
 serde_by_text!(Size, "a size such as \"256MiB\"");
 serde_by_text!(Span, "a duration such as \"30s\"");
 serde_by_text!(Network, "an address or a network such as \"10.0.0.0/8\"");
+serde_by_text!(Destination, "the beginning of a URL such as \"https://push.example.org\"");
+
+/// Where connections may go: scheme, host and port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Destination {
+    pub tls: bool,
+    /// Lowercase; an IPv6 address stands in brackets.
+    pub host: String,
+    /// `None`: any.
+    pub port: Option<u16>,
+}
+
+impl Destination {
+    /// Whether a place to connect to, with its port, is meant by this.
+    pub fn covers(&self, place: &Destination) -> bool {
+        let port = self.port.is_none() || self.port == place.port;
+        self.tls == place.tls && self.host == place.host && port
+    }
+}
+
+impl FromStr for Destination {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not the beginning of a URL such as \"https://push.example.org\"");
+        let (scheme, rest) = text.split_once("://").ok_or_else(wrong)?;
+        let (tls, usual) = match scheme {
+            "https" => (true, 443),
+            "http" => (false, 80),
+            _ => return Err(wrong()),
+        };
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        // A colon inside of brackets belongs to the address.
+        let (host, port) = match rest.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) {
+            None => (rest, Some(usual)),
+            Some((host, "*")) => (host, None),
+            Some((host, port)) => (host, Some(port.parse().map_err(|_| wrong())?)),
+        };
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let valid = match bare {
+            Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+            None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)),
+        };
+        if !valid {
+            return Err(wrong());
+        }
+        Ok(Destination { tls, host: host.to_ascii_lowercase(), port })
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (scheme, usual) = if self.tls { ("https", 443) } else { ("http", 80) };
+        write!(f, "{scheme}://{}", self.host)?;
+        match self.port {
+            Some(port) if port == usual => Ok(()),
+            Some(port) => write!(f, ":{port}"),
+            None => write!(f, ":*"),
+        }
+    }
+}
 
 /// Addresses that share a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

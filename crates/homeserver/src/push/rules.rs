@@ -2,18 +2,26 @@
 //!
 //! Each rule gets gates: conditions that are quick to check and without which the rule cannot match. A rule whose gates
 //! are all there is to it is decided by them; any other that passes them is decided by ruma. So the outcome is always
-//! the one of ruma's own evaluation, which a test compares. Not here: storing rules, counting, sending pushes.
+//! the one of ruma's own evaluation, which a test compares.
+//!
+//! Most users never change a rule. They share one set, in which [`Gate::MyStateKey`] and [`Gate::NamesMe`] stand for the
+//! user; what it says of an event to all whom the event does not name is found out once per event.
+//! Not here: storing rules, counting, sending pushes.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::RangeBounds as _;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use futures_util::FutureExt as _;
-use ruma::UInt;
-use ruma::push::{AnyPushRule, FlattenedJson, PushCondition, PushConditionRoomCtx, RoomMemberCountIs, Ruleset};
+use ruma::power_levels::NotificationPowerLevelsKey;
+use ruma::push::{
+    Action, AnyPushRule, FlattenedJson, PushCondition, PushConditionRoomCtx, RoomMemberCountIs, Ruleset,
+    ScalarJsonValue, Tweak,
+};
 use ruma::serde::Raw;
+use ruma::{UInt, UserId, user_id};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
@@ -28,24 +36,29 @@ pub struct Outcome {
     pub highlight: bool,
 }
 
-/// What rules ask about the room.
+/// What rules ask about the room, and about whom it is.
 pub trait RoomFacts {
+    /// Whose rules these are.
+    fn user_id(&self) -> &UserId;
     fn room_id(&self) -> &str;
     fn joined_members(&self) -> u64;
-    /// All of it, for the rules that need more than the two above.
+    /// Whether a sender has the power to notify in this way.
+    fn may_notify(&self, sender: &str, key: &NotificationPowerLevelsKey) -> Result<bool>;
+    /// All of it, for the rules that need more.
     fn context(&self) -> Result<PushConditionRoomCtx>;
 }
 
 /// The enabled rules of one user, most important first.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Rules(Arc<[Prepared]>);
 
+/// A rule, prepared.
 #[derive(Debug)]
-struct Prepared {
+pub struct Prepared {
     gates: SmallVec<[Gate; 2]>,
     /// The gates are all there is to the rule.
     exact: bool,
-    outcome: Outcome,
+    pub outcome: Outcome,
     rule: AnyPushRule,
 }
 
@@ -54,13 +67,25 @@ struct Prepared {
 enum Gate {
     Kind(String),
     StateKey(String),
+    /// The state key is the user.
+    MyStateKey,
     Sender(String),
     Room(String),
     Members(RoomMemberCountIs),
     /// A string right in the content.
     Content(String, String),
-    /// A key right in the content.
+    /// A key right in the content: it is there, and more has to be asked.
     Has(String),
+    /// A key right in the content: it is there.
+    With(String),
+    /// Exactly this value at a path.
+    Is(String, ScalarJsonValue),
+    /// This value in an array at a path.
+    Contains(String, ScalarJsonValue),
+    /// The user is among those whom the event mentions.
+    NamesMe,
+    /// The sender may notify in this way.
+    MayNotify(NotificationPowerLevelsKey),
     /// Nothing passes.
     Never,
 }
@@ -73,25 +98,72 @@ enum Answer {
     Ask,
 }
 
+/// Whom the shared rules are made for.
+const NOBODY: &str = "@nobody:nowhere.invalid";
+/// What everybody starts with.
+static SERVERS: LazyLock<Rules> = LazyLock::new(|| {
+    let rules = Ruleset::server_default(user_id!("@nobody:nowhere.invalid"));
+    Rules(prepared(rules).map(Prepared::shared).collect())
+});
+
+fn prepared(ruleset: Ruleset) -> impl Iterator<Item = Prepared> {
+    ruleset.into_iter().filter(AnyPushRule::enabled).map(Prepared::new)
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        SERVERS.clone()
+    }
+}
+
 impl Rules {
     pub fn new(ruleset: Ruleset) -> Self {
-        Rules(ruleset.into_iter().filter(AnyPushRule::enabled).map(Prepared::new).collect())
+        Rules(prepared(ruleset).collect())
+    }
+
+    /// Whether the shared rules can stand for the default rules of a user: not if the name were a pattern.
+    pub fn can_share(user_id: &UserId) -> bool {
+        literal(user_id.as_str()).is_some()
+    }
+
+    /// About how much memory they take.
+    pub fn weight(&self) -> u64 {
+        768 * (self.0.len() as u64 + 1)
     }
 
     /// What becomes of an event of somebody else.
     pub fn decide(&self, event: &Facts<'_>, room: &impl RoomFacts) -> Result<Outcome> {
+        Ok(self.matching(event, room)?.map(|rule| rule.outcome).unwrap_or_default())
+    }
+
+    /// The rule that an event of somebody else matches.
+    pub fn matching(&self, event: &Facts<'_>, room: &impl RoomFacts) -> Result<Option<&Prepared>> {
+        if !Arc::ptr_eq(&self.0, &SERVERS.0) || event.names(room.user_id(), room.room_id()) {
+            return Ok(self.find(event, room)?.and_then(|index| self.0.get(index)));
+        }
+        let index = match event.unnamed.get() {
+            Some(index) => *index,
+            None => {
+                let found = self.find(event, room)?;
+                *event.unnamed.get_or_init(|| found)
+            }
+        };
+        Ok(index.and_then(|index| self.0.get(index)))
+    }
+
+    fn find(&self, event: &Facts<'_>, room: &impl RoomFacts) -> Result<Option<usize>> {
         let mut context = None;
-        'rules: for rule in self.0.iter() {
+        'rules: for (index, rule) in self.0.iter().enumerate() {
             let mut exact = rule.exact;
             for gate in &rule.gates {
-                match gate.check(event, room) {
+                match gate.check(event, room)? {
                     Answer::Yes => {}
                     Answer::No => continue 'rules,
                     Answer::Ask => exact = false,
                 }
             }
             if exact {
-                return Ok(rule.outcome);
+                return Ok(Some(index));
             }
             let context = match &context {
                 Some(context) => context,
@@ -99,10 +171,10 @@ impl Rules {
             };
             // Nothing in there waits: the one asynchronous condition needs a function we do not give.
             if rule.rule.applies(event.flattened(room.room_id()), context).now_or_never() == Some(true) {
-                return Ok(rule.outcome);
+                return Ok(Some(index));
             }
         }
-        Ok(Outcome::default())
+        Ok(None)
     }
 }
 
@@ -111,13 +183,39 @@ impl Prepared {
         let outcome = Outcome { notify: rule.triggers_notification(), highlight: rule.triggers_highlight() };
         let (gates, exact) = match &rule {
             AnyPushRule::Override(rule) | AnyPushRule::PostContent(rule) | AnyPushRule::Underride(rule) => {
-                gates_of_all(&rule.conditions, rule.rule_id.starts_with('.'))
+                gates_of_all(&rule.conditions, &rule.rule_id)
             }
             AnyPushRule::Content(_) => (SmallVec::from_iter([Gate::Has("body".to_owned())]), false),
             AnyPushRule::Room(rule) => one(literal(rule.rule_id.as_str()).map(Gate::Room)),
             AnyPushRule::Sender(rule) => one(literal(rule.rule_id.as_str()).map(Gate::Sender)),
         };
         Prepared { gates, exact, outcome, rule }
+    }
+
+    /// The same with whoever asks in the place of nobody.
+    fn shared(mut self) -> Self {
+        for gate in &mut self.gates {
+            match gate {
+                Gate::StateKey(key) if key == NOBODY => *gate = Gate::MyStateKey,
+                Gate::Contains(path, value) if path == MENTIONED && value.as_str() == Some(NOBODY) => {
+                    *gate = Gate::NamesMe;
+                }
+                _ => {}
+            }
+        }
+        self
+    }
+
+    pub fn actions(&self) -> &[Action] {
+        self.rule.actions()
+    }
+
+    /// How the notification is to be presented.
+    pub fn tweaks(&self) -> impl Iterator<Item = &Tweak> {
+        self.actions().iter().filter_map(|action| match action {
+            Action::SetTweak(tweak) => Some(tweak),
+            _ => None,
+        })
     }
 }
 
@@ -126,34 +224,49 @@ fn one(gate: Option<Gate>) -> (SmallVec<[Gate; 2]>, bool) {
     (gate.into_iter().collect(), exact)
 }
 
-/// Old default rules have exceptions in ruma that are no conditions, so those with a name we do not know are not exact.
-fn gates_of_all(conditions: &[PushCondition], predefined: bool) -> (SmallVec<[Gate; 2]>, bool) {
+/// Rules of old times that have exceptions in ruma that are no conditions.
+const OLD_RULES: [&str; 2] = [".m.rule.roomnotif", ".m.rule.contains_display_name"];
+/// Where an event says whom it mentions.
+const MENTIONED: &str = r"content.m\.mentions.user_ids";
+
+fn gates_of_all(conditions: &[PushCondition], rule_id: &str) -> (SmallVec<[Gate; 2]>, bool) {
     let mut gates = SmallVec::new();
-    let mut exact = !predefined || !conditions.iter().any(is_of_old_rules);
+    let mut exact = !OLD_RULES.contains(&rule_id);
     for condition in conditions {
-        let (gate, whole) = gate_of(condition);
-        gates.extend(gate);
+        let (found, whole) = gates_of(condition);
+        gates.extend(found);
         exact &= whole;
     }
     (gates, exact)
 }
 
-fn is_of_old_rules(condition: &PushCondition) -> bool {
-    matches!(condition.kind(), "contains_display_name" | "sender_notification_permission")
+/// Gates for a condition, and whether they are all of it.
+fn gates_of(condition: &PushCondition) -> (SmallVec<[Gate; 2]>, bool) {
+    match condition {
+        PushCondition::EventMatch(data) => {
+            let (gate, whole) = gate_of_match(&data.key, &data.pattern);
+            (gate.into_iter().collect(), whole)
+        }
+        PushCondition::RoomMemberCount(data) => one(Some(Gate::Members(data.is))),
+        PushCondition::EventPropertyIs(data) => {
+            (within(&data.key, Gate::Is(data.key.clone(), data.value.clone())), true)
+        }
+        PushCondition::EventPropertyContains(data) => {
+            (within(&data.key, Gate::Contains(data.key.clone(), data.value.clone())), true)
+        }
+        PushCondition::SenderNotificationPermission(data) => one(Some(Gate::MayNotify(data.key.clone()))),
+        // Nobody subscribes to threads on this server, and what is not known never matches.
+        PushCondition::ThreadSubscription(_) | PushCondition::_Custom(_) => one(Some(Gate::Never)),
+        condition if condition.kind() == "contains_display_name" => {
+            (SmallVec::from_iter([Gate::Has("body".to_owned())]), false)
+        }
+        _ => (SmallVec::new(), false),
+    }
 }
 
-/// A gate for a condition, and whether the gate is all of it.
-fn gate_of(condition: &PushCondition) -> (Option<Gate>, bool) {
-    match condition {
-        PushCondition::EventMatch(data) => gate_of_match(&data.key, &data.pattern),
-        PushCondition::RoomMemberCount(data) => (Some(Gate::Members(data.is)), true),
-        PushCondition::EventPropertyIs(data) => (content_key(&data.key).map(|(key, _)| Gate::Has(key)), false),
-        PushCondition::EventPropertyContains(data) => (content_key(&data.key).map(|(key, _)| Gate::Has(key)), false),
-        // Nobody subscribes to threads on this server, and what is not known never matches.
-        PushCondition::ThreadSubscription(_) | PushCondition::_Custom(_) => (Some(Gate::Never), true),
-        condition if condition.kind() == "contains_display_name" => (Some(Gate::Has("body".to_owned())), false),
-        _ => (None, false),
-    }
+/// A gate about a path, after a quicker one that most events do not pass.
+fn within(path: &str, gate: Gate) -> SmallVec<[Gate; 2]> {
+    content_key(path).map(|(key, _)| Gate::With(key)).into_iter().chain([gate]).collect()
 }
 
 fn gate_of_match(path: &str, pattern: &str) -> (Option<Gate>, bool) {
@@ -193,10 +306,11 @@ fn content_key(path: &str) -> Option<(String, bool)> {
 }
 
 impl Gate {
-    fn check(&self, event: &Facts<'_>, room: &impl RoomFacts) -> Answer {
-        match self {
+    fn check(&self, event: &Facts<'_>, room: &impl RoomFacts) -> Result<Answer> {
+        Ok(match self {
             Gate::Kind(kind) => same(event.event.kind(), kind),
             Gate::StateKey(key) => event.event.state_key().map_or(Answer::No, |value| same(value, key)),
+            Gate::MyStateKey => yes(event.about(room.user_id())),
             Gate::Sender(sender) => same(event.event.sender(), sender),
             Gate::Room(room_id) => same(room.room_id(), room_id),
             Gate::Members(is) => yes(is.contains(&UInt::new_saturating(room.joined_members()))),
@@ -205,8 +319,18 @@ impl Gate {
                 Some(_) => Answer::Ask,
                 None => Answer::No,
             },
+            Gate::With(key) => yes(event.content_value(key).is_some()),
+            Gate::Is(path, value) => {
+                yes(event.flattened(room.room_id()).get(path).is_some_and(|found| *found == *value))
+            }
+            Gate::Contains(path, value) => {
+                let found = event.flattened(room.room_id()).get(path).and_then(|found| found.as_array());
+                yes(found.is_some_and(|found| found.contains(value)))
+            }
+            Gate::NamesMe => yes(event.mentions(room.user_id(), room.room_id())),
+            Gate::MayNotify(key) => yes(room.may_notify(event.event.sender(), key)?),
             Gate::Never => Answer::No,
-        }
+        })
     }
 }
 
@@ -224,6 +348,9 @@ pub struct Facts<'a> {
     pub event: &'a StoredEvent,
     content: OnceCell<Content<'a>>,
     flattened: OnceCell<FlattenedJson>,
+    mentioned: OnceCell<HashSet<String>>,
+    /// Which of the shared rules it matches for those whom it does not name.
+    unnamed: OnceCell<Option<usize>>,
 }
 
 type Content<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
@@ -239,12 +366,37 @@ pub struct RelatesTo<'a> {
 
 impl<'a> Facts<'a> {
     pub fn new(event: &'a StoredEvent) -> Self {
-        Facts { event, content: OnceCell::new(), flattened: OnceCell::new() }
+        Facts {
+            event,
+            content: OnceCell::new(),
+            flattened: OnceCell::new(),
+            mentioned: OnceCell::new(),
+            unnamed: OnceCell::new(),
+        }
     }
 
     /// What the event relates to, if to anything.
     pub fn relates_to(&self) -> Option<RelatesTo<'a>> {
         serde_json::from_str(self.content_value("m.relates_to")?.get()).ok()
+    }
+
+    /// Whether there is anything in the event about this user and nobody else.
+    fn names(&self, user_id: &UserId, room_id: &str) -> bool {
+        self.about(user_id) || self.mentions(user_id, room_id)
+    }
+
+    /// Whether this is state under the user's name.
+    fn about(&self, user_id: &UserId) -> bool {
+        self.event.state_key().is_some_and(|key| key.eq_ignore_ascii_case(user_id.as_str()))
+    }
+
+    fn mentions(&self, user_id: &UserId, room_id: &str) -> bool {
+        let mentioned = self.mentioned.get_or_init(|| {
+            let there = self.content_value("m.mentions").is_some();
+            let found = there.then(|| self.flattened(room_id).get(MENTIONED)?.as_array()).flatten();
+            found.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
+        });
+        !mentioned.is_empty() && mentioned.contains(user_id.as_str())
     }
 
     fn content_value(&self, key: &str) -> Option<&'a RawValue> {
@@ -282,11 +434,13 @@ fn content(event: &StoredEvent) -> Content<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use ::rooms::state::Root;
     use proptest::prelude::*;
     use ruma::events::room::power_levels::{RoomPowerLevels, RoomPowerLevelsSource};
     use ruma::room_version_rules::AuthorizationRules;
-    use ruma::{owned_room_id, owned_user_id, user_id};
+    use ruma::{OwnedUserId, owned_room_id, owned_user_id};
     use serde_json::{Value, json};
     use store::{Raw as RawBytes, Value as _, ValueBuf};
 
@@ -298,11 +452,19 @@ mod tests {
     struct Room(u64);
 
     impl RoomFacts for Room {
+        fn user_id(&self) -> &UserId {
+            user_id!("@me:hs")
+        }
         fn room_id(&self) -> &str {
             "!room:hs"
         }
         fn joined_members(&self) -> u64 {
             self.0
+        }
+        fn may_notify(&self, sender: &str, key: &NotificationPowerLevelsKey) -> Result<bool> {
+            let sender = <&UserId>::try_from(sender).unwrap();
+            let levels = self.context()?.power_levels;
+            Ok(levels.is_some_and(|levels| levels.has_sender_notification_permission(sender, key)))
         }
         fn context(&self) -> Result<PushConditionRoomCtx> {
             let name = "Display Name".to_owned();
@@ -503,6 +665,62 @@ mod tests {
         fn pitfall_072_the_short_cut_decides_like_ruma(ruleset in ruleset(), event in event(), members in 1u64..5) {
             prop_assert_eq!(outcome(&ruleset, members, &event), oracle(&ruleset, members, &event));
         }
+
+        #[test]
+        fn pitfall_072_the_shared_rules_decide_like_ones_own(event in event(), members in 1u64..5) {
+            let own = Ruleset::server_default(user_id!("@me:hs"));
+            let (facts, room) = (Facts::new(&event), Room(members));
+            let shared = Rules::default();
+            // Somebody else comes first: what is found for one must not be taken for the other.
+            let other = Member { user_id: owned_user_id!("@second:hs"), room: Room(members), asked: Cell::new(0) };
+            shared.decide(&facts, &other).unwrap();
+            prop_assert_eq!(shared.decide(&facts, &room).unwrap(), oracle(&own, members, &event));
+        }
+    }
+
+    /// Another member. Counts how often it is asked about the room.
+    struct Member {
+        user_id: OwnedUserId,
+        room: Room,
+        asked: Cell<usize>,
+    }
+
+    impl RoomFacts for Member {
+        fn user_id(&self) -> &UserId {
+            &self.user_id
+        }
+        fn room_id(&self) -> &str {
+            "!room:hs"
+        }
+        fn joined_members(&self) -> u64 {
+            self.asked.set(self.asked.get() + 1);
+            self.room.joined_members()
+        }
+        fn may_notify(&self, sender: &str, key: &NotificationPowerLevelsKey) -> Result<bool> {
+            self.asked.set(self.asked.get() + 1);
+            self.room.may_notify(sender, key)
+        }
+        fn context(&self) -> Result<PushConditionRoomCtx> {
+            self.asked.set(self.asked.get() + 100);
+            self.room.context()
+        }
+    }
+
+    #[test]
+    fn a_thousand_members_with_default_rules_take_one_evaluation() {
+        let content = json!({"msgtype": "m.text", "body": "x", "m.mentions": {"user_ids": ["@u7:hs"], "room": false}});
+        let event = stored("m.room.message", None, "@other:hs", &content);
+        let facts = Facts::new(&event);
+        let rules = Rules::default();
+        let mut asked = 0;
+        for nr in 0..1_000 {
+            let user_id = OwnedUserId::try_from(format!("@u{nr}:hs")).unwrap();
+            let member = Member { user_id, room: Room(1_000), asked: Cell::new(0) };
+            let outcome = rules.decide(&facts, &member).unwrap();
+            assert_eq!(outcome, Outcome { notify: true, highlight: nr == 7 }, "{nr}");
+            asked += member.asked.get();
+        }
+        assert!(asked < 10, "the room was asked {asked} times");
     }
 
     #[test]

@@ -8,9 +8,11 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use ruma::push::Ruleset;
 use ruma::{OwnedUserId, UserId};
-use store::{Hub, Pos, Read as _, Signal, Snapshot, Store};
+use store::{Hub, Pos, Read, Signal, Snapshot, Store};
 
 use super::unread::Counts;
 use crate::error::Result;
@@ -23,22 +25,25 @@ use crate::users::push_rules;
 const MAX_USERS: usize = 20_000;
 
 /// Who synced lately.
-pub struct LiveUsers(Cache<OwnedUserId, Arc<LiveUser>>);
-
-impl Default for LiveUsers {
-    fn default() -> Self {
-        LiveUsers(Cache::new(MAX_USERS))
-    }
+pub struct LiveUsers {
+    users: Cache<OwnedUserId, Arc<LiveUser>>,
+    rules: Arc<ChangedRules>,
 }
 
 impl LiveUsers {
+    /// With about so many bytes for the push rules of those who changed theirs.
+    pub fn new(rules_bytes: u64) -> Self {
+        LiveUsers { users: Cache::new(MAX_USERS), rules: Arc::new(ChangedRules::new(rules_bytes)) }
+    }
+
     /// The user, who is live from now on.
     pub fn get(&self, store: &Store, user_id: &UserId) -> Arc<LiveUser> {
-        if let Some(user) = self.0.get(user_id) {
+        if let Some(user) = self.users.get(user_id) {
             return user;
         }
-        let fresh = || Ok::<_, std::convert::Infallible>(Arc::new(LiveUser::new(store.hub(), user_id)));
-        match self.0.get_or_insert_with(user_id, fresh) {
+        let fresh =
+            || Ok::<_, std::convert::Infallible>(Arc::new(LiveUser::new(store.hub(), user_id, self.rules.clone())));
+        match self.users.get_or_insert_with(user_id, fresh) {
             Ok(user) => user,
             Err(never) => match never {},
         }
@@ -46,7 +51,7 @@ impl LiveUsers {
 
     /// The rooms a user is in, if that is known without asking the store.
     pub fn peek_rooms(&self, user_id: &UserId) -> Option<Arc<Memberships>> {
-        let user = self.0.get(user_id)?;
+        let user = self.users.get(user_id)?;
         let known = user.state.lock().memberships.clone()?;
         (user.membership.last() <= known.as_of).then_some(known)
     }
@@ -61,6 +66,7 @@ pub struct LiveUser {
     account: Arc<Signal>,
     state: Mutex<State>,
     pub counts: Mutex<Counts>,
+    rules: Arc<ChangedRules>,
 }
 
 #[derive(Default)]
@@ -120,7 +126,8 @@ impl Memberships {
 /// What in a user's account data decides over what they get.
 pub struct Tastes {
     as_of: Pos,
-    pub rules: Rules,
+    /// Where the rules are, if they are not the ones that everybody starts with.
+    changed_rules: Option<Arc<ChangedRules>>,
     /// Where the push rules lie: another place means other rules.
     pub rules_at: Pos,
     pub ignored: Ignored,
@@ -128,6 +135,14 @@ pub struct Tastes {
 }
 
 impl Tastes {
+    /// The push rules of the user whose tastes these are.
+    pub fn rules(&self, read: &impl Read, user_id: &UserId) -> Result<Rules> {
+        match &self.changed_rules {
+            None => Ok(Rules::default()),
+            Some(changed) => changed.of(read, user_id, self.rules_at),
+        }
+    }
+
     pub fn ignores(&self, user_id: &str) -> bool {
         self.ignored.hides_sender(user_id)
     }
@@ -135,6 +150,45 @@ impl Tastes {
     /// Changes whenever unread counts have to be counted anew.
     pub fn edition(&self) -> (Pos, Pos) {
         (self.rules_at, self.ignored_at)
+    }
+}
+
+/// The push rules of users who changed theirs, as far as they were needed lately, by user and where they lie.
+pub struct ChangedRules(Cache<OwnedUserId, (Pos, Rules), RulesWeight>);
+
+#[derive(Clone)]
+struct RulesWeight;
+impl Weighter<OwnedUserId, (Pos, Rules)> for RulesWeight {
+    fn weight(&self, _: &OwnedUserId, (_, rules): &(Pos, Rules)) -> u64 {
+        rules.weight()
+    }
+}
+
+impl ChangedRules {
+    fn new(bytes: u64) -> Self {
+        ChangedRules(Cache::with_weighter((bytes / 12_288) as usize, bytes, RulesWeight))
+    }
+
+    /// Itself, if the user has changed rules.
+    fn if_changed(self: &Arc<Self>, read: &impl Read, user_id: &UserId, at: Pos) -> Result<Option<Arc<Self>>> {
+        let changed = match push_rules::get_changed(read, user_id)? {
+            None if Rules::can_share(user_id) => return Ok(None),
+            None => Ruleset::server_default(user_id),
+            Some(changed) => changed,
+        };
+        self.0.insert(user_id.to_owned(), (at, Rules::new(changed)));
+        Ok(Some(self.clone()))
+    }
+
+    fn of(&self, read: &impl Read, user_id: &UserId, at: Pos) -> Result<Rules> {
+        if let Some((known, rules)) = self.0.get(user_id)
+            && known == at
+        {
+            return Ok(rules);
+        }
+        let rules = Rules::new(push_rules::get(read, user_id)?);
+        self.0.insert(user_id.to_owned(), (at, rules.clone()));
+        Ok(rules)
     }
 }
 
@@ -149,7 +203,7 @@ pub struct Look {
 }
 
 impl LiveUser {
-    fn new(hub: &Hub, user_id: &UserId) -> Self {
+    fn new(hub: &Hub, user_id: &UserId, rules: Arc<ChangedRules>) -> Self {
         let (signal, membership, account) = (hub.signal(), hub.signal(), hub.signal());
         for listener in [&signal, &membership] {
             hub.attach(topic::membership(user_id.as_str()), listener);
@@ -158,7 +212,7 @@ impl LiveUser {
             hub.attach(topic::user(user_id.as_str()), listener);
         }
         let (state, counts) = (Mutex::default(), Mutex::default());
-        LiveUser { user_id: user_id.to_owned(), signal, membership, account, state, counts }
+        LiveUser { user_id: user_id.to_owned(), signal, membership, account, state, counts, rules }
     }
 
     /// Whether nothing that concerns the user happened after `since`, as of a version that is returned.
@@ -233,15 +287,15 @@ impl LiveUser {
         };
         let (rules_at, ignored_at) = (at("m.push_rules")?, at("m.ignored_user_list")?);
         let known = known.as_deref();
-        let rules = match known.filter(|known| known.rules_at == rules_at) {
-            Some(known) => known.rules.clone(),
-            None => Rules::new(push_rules::get(snapshot, &self.user_id)?),
+        let changed_rules = match known.filter(|known| known.rules_at == rules_at) {
+            Some(known) => known.changed_rules.clone(),
+            None => self.rules.if_changed(snapshot, &self.user_id, rules_at)?,
         };
         let ignored = match known.filter(|known| known.ignored_at == ignored_at) {
             Some(known) => known.ignored.clone(),
             None => Ignored::by(snapshot, &self.user_id)?,
         };
         let as_of = snapshot.version();
-        Ok(Arc::new(Tastes { as_of, rules, rules_at, ignored, ignored_at }))
+        Ok(Arc::new(Tastes { as_of, changed_rules, rules_at, ignored, ignored_at }))
     }
 }

@@ -74,7 +74,7 @@ impl Sync {
     /// For one store, in about `bytes` of memory.
     pub fn new(store: &Store, rng: &Rng, bytes: u64) -> Self {
         Sync {
-            live: LiveUsers::default(),
+            live: LiveUsers::new(bytes / 8),
             recent: Recent::follow(store, (bytes / 4) as usize),
             filters: Filters::default(),
             typing: Typing::default(),

@@ -106,7 +106,10 @@ pub fn set_password(tx: &mut Tx, user_id: &UserId, hash: &str, log_out: bool, ke
     let user = tx.get(&USERS, user_id.as_str())?.filter(|user| !user.deactivated);
     let user = user.ok_or_else(|| Error::not_found("There is no such account"))?;
     tx.put(&USERS, user_id.as_str(), &User { password_hash: Some(hash.to_owned()), ..user });
-    if log_out { devices::delete_others(tx, user_id.as_str(), keep) } else { Ok(()) }
+    if log_out {
+        devices::delete_others(tx, user_id.as_str(), keep)?;
+    }
+    devices::delete_other_pushers(tx, user_id.as_str(), keep)
 }
 
 fn count_use(app: &App, tx: &mut Tx, token: &str) -> Result<()> {

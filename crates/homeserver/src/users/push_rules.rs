@@ -30,6 +30,18 @@ pub fn put(tx: &mut Tx, user_id: &UserId, rules: Ruleset) -> Result<()> {
     account_data::put(tx, user_id, account_data::GLOBAL, KIND, Bytes::from(content))
 }
 
+/// The rules of a user, unless they are the ones that everybody starts with.
+pub fn get_changed(read: &impl Read, user_id: &UserId) -> Result<Option<Ruleset>> {
+    let Some(stored) = account_data::get(read, user_id, account_data::GLOBAL, KIND)? else { return Ok(None) };
+    let json = |rules| serde_json::to_vec(&Content { global: rules }).map_err(Error::internal);
+    let default = json(Ruleset::server_default(user_id))?;
+    if *stored == *default {
+        return Ok(None);
+    }
+    let rules = get(read, user_id)?;
+    Ok((json(rules.clone())? != default).then_some(rules))
+}
+
 /// What a new account starts with.
 pub fn set_default(tx: &mut Tx, user_id: &UserId) -> Result<()> {
     put(tx, user_id, Ruleset::server_default(user_id))
