@@ -56,6 +56,11 @@ async fn a_full_disk_refuses_clearly_and_recovers() {
     let path = format!("/v3/rooms/{}/messages?dir=b&limit=5", part(room));
     assert_eq!(alice.ok("GET", &path, &Value::Null).await["chunk"].as_array().unwrap().len(), 5);
 
+    // Neither does starting again.
+    server.kill().await;
+    server.start().await;
+    assert_eq!(alice.ok("GET", &path, &Value::Null).await["chunk"].as_array().unwrap().len(), 5);
+
     std::fs::remove_file(&ballast).unwrap();
     let waited = speaker.until_accepted().await;
     println!("full disk: writes again {:.1} s after there was space", waited.as_secs_f64());

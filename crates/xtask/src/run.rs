@@ -68,12 +68,29 @@ where
 }
 
 /// A cargo command: the cargo that runs us, in the repository's top folder.
+///
+/// What `cargo run` told us about ourselves is taken out of the environment: build scripts look at it (ring's does),
+/// and `cargo build` after `cargo xtask` would build half the tree again.
 pub(crate) fn cargo<I, S>(args: I) -> Command
 where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
 {
-    command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()), args)
+    let mut command = command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()), args);
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(is_about_us) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Whether a variable describes the package that `cargo run` runs.
+fn is_about_us(variable: &str) -> bool {
+    ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE"]
+        .iter()
+        .any(|start| variable.starts_with(start))
+        || variable == "OUT_DIR"
 }
 
 /// Standard output of a quiet helper command; an error when it fails.
@@ -257,6 +274,19 @@ fn objects_below(dir: &Path) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cargo_told_us_about_ourselves_is_not_passed_on() {
+        for variable in ["CARGO_PKG_NAME", "CARGO_MANIFEST_DIR", "CARGO_PRIMARY_PACKAGE", "OUT_DIR"] {
+            assert!(is_about_us(variable), "{variable}");
+        }
+        for variable in ["CARGO_TARGET_DIR", "CARGO_BUILD_JOBS", "CARGO_HOME", "CARGO", "PATH"] {
+            assert!(!is_about_us(variable), "{variable}");
+        }
+        let kept: Vec<_> =
+            cargo(["--version"]).get_envs().filter(|(_, value)| value.is_some()).map(|e| e.0.to_owned()).collect();
+        assert!(kept.is_empty(), "only taken out, nothing set: {kept:?}");
+    }
 
     fn check(line: &str, passed: u64, failed: u64, skipped: u64) {
         assert_eq!(counts_in(line), Counts { passed, failed, skipped }, "{line}");

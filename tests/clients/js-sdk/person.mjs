@@ -49,7 +49,10 @@ export class Person {
         this.name = name;
         this.session = session;
         this.id = session.user_id;
+        this.said = new Set(); // ids of what this device has sent
+        this.polls = new Map(); // token (none: "") -> the rooms that the sync from there brought
         this.client = createClient({
+            fetchFn: (address, options) => this.#listeningFetch(address, options),
             baseUrl: server.url,
             userId: session.user_id,
             deviceId: session.device_id,
@@ -108,11 +111,42 @@ export class Person {
     }
 
     async say(roomId, body, txnId) {
-        return (await this.client.sendEvent(roomId, "m.room.message", { msgtype: "m.text", body }, txnId)).event_id;
+        const sent = await this.client.sendEvent(roomId, "m.room.message", { msgtype: "m.text", body }, txnId);
+        this.said.add(sent.event_id);
+        return sent.event_id;
+    }
+
+    // The SDK forgives much: what the server really sent is kept, to be judged at the end.
+    async #listeningFetch(address, options) {
+        const answer = await fetch(address, options);
+        const url = new URL(address);
+        if (answer.ok && url.pathname.endsWith("/v3/sync")) {
+            // A sync that was asked for again, because its answer did not arrive, counts once.
+            this.polls.set(url.searchParams.get("since") ?? "", (await answer.clone().json()).rooms ?? {});
+        }
+        return answer;
+    }
+
+    // No event twice (unless one has left and come back), and each own one with the transaction that tells its echo.
+    judge() {
+        const seen = new Map(); // room -> ids
+        for (const { join = {}, leave = {} } of this.polls.values()) {
+            for (const [roomId, room] of Object.entries(join)) {
+                const ids = seen.get(roomId) ?? seen.set(roomId, new Set()).get(roomId);
+                for (const event of room.timeline?.events ?? []) {
+                    const { event_id: id, unsigned } = event;
+                    assert.ok(!ids.has(id), `${this.name} was sent twice: ${JSON.stringify(event)}`);
+                    ids.add(id);
+                    assert.ok(!this.said.has(id) || unsigned?.transaction_id, `${id} came without its transaction`);
+                }
+            }
+            Object.keys(leave).forEach((roomId) => seen.delete(roomId));
+        }
     }
 
     stop() {
         this.client.stopClient();
+        this.judge();
     }
 }
 
