@@ -89,11 +89,9 @@ impl Gate {
         self.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Returns when all `workers` have noticed that the gate is closed.
-    pub async fn all_wait(&self, workers: usize) {
-        while self.waiting.load(Ordering::SeqCst) < workers {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-        }
+    /// Whether all `workers` have noticed that the gate is closed.
+    pub fn all_wait(&self, workers: usize) -> bool {
+        self.waiting.load(Ordering::SeqCst) >= workers
     }
 }
 

@@ -109,8 +109,10 @@ impl World {
     async fn crash(&mut self) -> Duration {
         self.server.kill().await;
         self.gate.set(false);
-        self.gate.all_wait(WORKERS).await;
-        self.worst_of_tasks().await;
+        while !self.gate.all_wait(WORKERS) {
+            self.worst_of_tasks().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         self.server.start().await
     }
 

@@ -118,13 +118,20 @@ export class Person {
 
     // The SDK forgives much: what the server really sent is kept, to be judged at the end.
     async #listeningFetch(address, options) {
-        const answer = await fetch(address, options);
         const url = new URL(address);
-        if (answer.ok && url.pathname.endsWith("/v3/sync")) {
+        const isSync = url.pathname.endsWith("/v3/sync");
+        if (isSync) this.pollBegan = performance.now();
+        const answer = await fetch(address, options);
+        if (isSync && answer.ok) {
             // A sync that was asked for again, because its answer did not arrive, counts once.
             this.polls.set(url.searchParams.get("since") ?? "", (await answer.clone().json()).rooms ?? {});
         }
         return answer;
+    }
+
+    // Waits until a poll of this device has been open for a while: the server has nothing to say.
+    untilPolling(ms = 500) {
+        return until(() => performance.now() - this.pollBegan > ms, `a quiet poll of ${this.name}`);
     }
 
     // No event twice (unless one has left and come back), and each own one with the transaction that tells its echo.

@@ -2,7 +2,6 @@
 
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { setTimeout as sleep } from "node:timers/promises";
 
 import { people, roomOf, until } from "./person.mjs";
 import { Server } from "./server.mjs";
@@ -17,7 +16,7 @@ describe("js-sdk restarts", { concurrency: 2, timeout: 180_000 }, () => {
             const sent = [];
             for (let n = 0; n < 5; n += 1) sent.push(await alice.say(roomId, `before ${n}`));
             await bob.untilEvent(roomId, sent.at(-1));
-            await sleep(500); // both are in a long poll
+            await Promise.all([alice.untilPolling(), bob.untilPolling()]);
 
             const began = performance.now();
             const code = await server.stop(how);

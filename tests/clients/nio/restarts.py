@@ -1,10 +1,13 @@
 """The server goes away in the middle of a long poll. Each of these scenarios has a server of its own."""
 
 import asyncio
+import io
 import signal
 import time
 
-from person import Person, people
+import nio
+
+from person import Person, expect, people
 from scenarios import room_of
 
 
@@ -12,6 +15,9 @@ async def _restart_in_a_long_poll(server, how: signal.Signals):
     """People talk while the server goes away and comes back; clients go on by themselves and miss nothing."""
     alice, bob = await people(server, "alice", "bob")
     room = await room_of(alice, bob)
+    picture = bytes(range(256)) * 64
+    upload, _ = await alice.client.upload(io.BytesIO(picture), "application/x-thing", filesize=len(picture))
+    uri = expect(upload, nio.UploadResponse).content_uri
     before = [await alice.say(room, f"before {n}") for n in range(5)]
     await bob.until_event(room, before[-1])
     token = bob.client.next_batch
@@ -44,6 +50,8 @@ async def _restart_in_a_long_poll(server, how: signal.Signals):
     assert len(ids) == len(set(ids)), "an event came twice"
     wanted = before + [void] + after
     assert [i for i in ids if i in set(wanted)] == wanted, "something was lost or out of order"
+
+    assert expect(await bob.client.download(uri), nio.MemoryDownloadResponse).body == picture
 
     # The old token works on the new server, and so does a client that starts from nothing.
     replay = bob.restored()

@@ -169,11 +169,13 @@ async def history_backwards_to_the_start(server):
     room = await room_of(alice, bob)
     bob.filter = {"room": {"timeline": {"limit": 10}}}
     await bob.sync()
+    topic = expect(await alice.client.room_put_state(room, "m.room.topic", {"topic": "tides"}), nio.RoomPutStateResponse)
     sent = [await alice.say(room, f"line {n}") for n in range(130)]
 
     await bob.until_event(room, sent[-1])
     limited = bob.syncs[-1].rooms.join[room].timeline
     assert limited.limited, "130 new events are more than one timeline holds"
+    assert newest(bob, room, "m.room.topic").event_id == topic.event_id, "state of the gap"
     newest_first = [e.event_id for e in reversed(limited.events)]
     token = limited.prev_batch
     while token:
