@@ -71,6 +71,10 @@ impl Error {
         Self::bad_request(ErrorCode::UnknownPos, message)
     }
 
+    pub fn invalid_signature(message: impl Into<Text>) -> Self {
+        Self::custom(StatusCode::BAD_REQUEST, "M_INVALID_SIGNATURE", message)
+    }
+
     /// A refusal for which the protocol has no code of its own.
     pub fn unknown(message: impl Into<Text>) -> Self {
         Self::bad_request(ErrorCode::Unknown, message)
@@ -125,6 +129,12 @@ impl Error {
 
     pub fn guest_forbidden() -> Self {
         Self::new(StatusCode::FORBIDDEN, ErrorCode::GuestAccessForbidden, "Guests may not do this")
+    }
+
+    /// Keys go into the present backup only.
+    pub fn wrong_backup(current: u64) -> Self {
+        Self::new(StatusCode::FORBIDDEN, ErrorCode::WrongRoomKeysVersion, "This is not the present backup")
+            .with("current_version", current.to_string())
     }
 
     pub fn user_suspended() -> Self {

@@ -11,6 +11,7 @@ use store::{Pos, Read, Tx};
 
 use crate::App;
 use crate::auth::devices;
+use crate::e2ee::backup;
 use crate::error::{Error, Result};
 use crate::rooms::membership;
 use crate::schema::{DEVICES, HEADS, JOBS, Job, MEMBERSHIPS, MembershipState, RoomNr, topic};
@@ -97,6 +98,10 @@ async fn slice(app: &App, job: &Job) -> Result<Option<Job>> {
                 Ok(tx.contains(&DEVICES, (user_id, device_id))? || devices::forget(tx, user_id, device_id)?)
             };
             let done = app.store.transact(forget).await?.value;
+            Ok((!done).then(|| job.clone()))
+        }
+        Job::ForgetBackup { user_id, version } => {
+            let done = app.store.transact(|tx| backup::forget(tx, user_id, *version)).await?.value;
             Ok((!done).then(|| job.clone()))
         }
     }

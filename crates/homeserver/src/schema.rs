@@ -255,6 +255,38 @@ pub const TO_DEVICE_AT: Table<(String, String), Pos> = Table::new(
     "where the last message to a device is or was, by user ID and device ID",
 );
 
+pub const CROSS_SIGNING_KEYS: Table<(String, String), SigningKey> =
+    Table::new(0x59, "cross_signing_keys", Hint::Small, None, "a cross-signing key, by user ID and usage");
+pub const USER_SIGNATURES: Table<(String, String), UserSignatures> = Table::new(
+    0x5a,
+    "user_signatures",
+    Hint::Small,
+    None,
+    "that a user vouches for the master key of another, by the user IDs of both; only the first one sees it",
+);
+pub const USER_SIGNATURE_LOG: Table<(String, Pos), String> = Table::new(
+    0x5b,
+    "user_signature_log",
+    Hint::Log,
+    Some(|(user, _)| topic::user(user)),
+    "whom a user vouched for last here, by user ID and position",
+);
+
+/// The device itself is one like others.
+pub const DEHYDRATED_DEVICES: Table<String, DehydratedDevice> =
+    Table::new(0x5c, "dehydrated_devices", Hint::Cold, None, "a device that waits to be brought back, by user ID")
+        .chunked();
+/// A row outlives its backup: numbers are not used again.
+pub const BACKUPS: Table<(String, u64), Backup> =
+    Table::new(0x5d, "backups", Hint::Small, None, "a version of a key backup, by user ID and number");
+pub const BACKED_UP_KEYS: Table<(String, u64, String, String), BackedUpKey> = Table::new(
+    0x5e,
+    "backed_up_keys",
+    Hint::Cold,
+    None,
+    "a key in a backup, by user ID, number of the backup, room ID and session ID",
+);
+
 // ---- notifications and calls -------------------------------------------------------------------------------------
 
 /// Written by [`put_pusher`] and [`delete_pusher`] only.
@@ -366,6 +398,12 @@ pub fn tables() -> Vec<TableDef> {
         DEVICE_LIST_AT.def(),
         TO_DEVICE.def(),
         TO_DEVICE_AT.def(),
+        CROSS_SIGNING_KEYS.def(),
+        USER_SIGNATURES.def(),
+        USER_SIGNATURE_LOG.def(),
+        DEHYDRATED_DEVICES.def(),
+        BACKUPS.def(),
+        BACKED_UP_KEYS.def(),
         PUSHERS.def(),
         PUSHKEYS.def(),
         PUSHED.def(),
@@ -386,6 +424,8 @@ pub enum Job {
     LeaveAll { user_id: String, from: RoomNr },
     /// Delete what is left of a device that had more than fits in one commit.
     ForgetDevice { user_id: String, device_id: String },
+    /// Delete the keys of a backup that was deleted.
+    ForgetBackup { user_id: String, version: u64 },
 }
 postcard_value!(Job, 1);
 
@@ -702,6 +742,70 @@ macro_rules! json_value {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceKeys(pub Bytes);
 json_value!(DeviceKeys, "device keys");
+
+/// A cross-signing key as JSON, with the signatures of its user that everybody may see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SigningKey(pub Bytes);
+json_value!(SigningKey, "a cross-signing key");
+
+/// What a user signed of another's master key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserSignatures {
+    /// Its row in [`USER_SIGNATURE_LOG`].
+    pub at: Pos,
+    /// The master key: once the user has another, this counts no more.
+    pub master_key: String,
+    /// By key ID.
+    pub signatures: BTreeMap<String, String>,
+}
+
+impl Value for UserSignatures {
+    fn encode(&self, out: &mut ValueBuf) {
+        out.u8(1);
+        out.pos(self.at);
+        out.postcard(&(&self.master_key, &self.signatures));
+    }
+    fn decode(raw: Raw<'_>) -> Result<Self, Corrupt> {
+        let mut r = raw.reader();
+        format_one(r.u8()?)?;
+        let at = r.pos()?;
+        let (master_key, signatures) = r.postcard()?;
+        Ok(UserSignatures { at, master_key, signatures })
+    }
+}
+
+/// A device that its user left with the server, for one that comes later to take over its messages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DehydratedDevice {
+    pub device_id: String,
+    /// JSON that only devices of the user understand.
+    pub data: String,
+}
+postcard_value!(DehydratedDevice, 1);
+
+/// A version of a key backup.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backup {
+    pub algorithm: String,
+    /// JSON.
+    pub auth_data: String,
+    pub count: u64,
+    /// Counts the changes of its keys.
+    pub etag: u64,
+    pub deleted: bool,
+}
+postcard_value!(Backup, 1);
+
+/// A key in a backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackedUpKey {
+    pub first_message_index: u64,
+    pub forwarded_count: u64,
+    pub is_verified: bool,
+    /// JSON that only devices of the user understand.
+    pub session_data: String,
+}
+postcard_value!(BackedUpKey, 1);
 
 /// A message to a device: the event as JSON, as the device gets it.
 #[derive(Clone, Debug, PartialEq, Eq)]

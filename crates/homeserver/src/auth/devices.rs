@@ -5,10 +5,11 @@ use store::{Key, Read, Span, Table, Tx, Value};
 
 use crate::App;
 use crate::auth::tokens;
+use crate::e2ee::cross_signing;
 use crate::error::{Error, Result};
 use crate::schema::{
-    self, DEVICE_KEYS, DEVICE_SEEN, DEVICES, Device, FALLBACK_KEYS, JOBS, Job, KEY_COUNTS, ONE_TIME_KEY_IDS,
-    ONE_TIME_KEYS, PUSHERS, TO_DEVICE, TO_DEVICE_AT, TXNS,
+    self, DEHYDRATED_DEVICES, DEVICE_KEYS, DEVICE_SEEN, DEVICES, Device, FALLBACK_KEYS, JOBS, Job, KEY_COUNTS,
+    ONE_TIME_KEY_IDS, ONE_TIME_KEYS, PUSHERS, TO_DEVICE, TO_DEVICE_AT, TXNS,
 };
 
 /// Rows that are deleted together with their device. A device that has more leaves the rest to a job.
@@ -25,6 +26,9 @@ pub fn log_in(app: &App, tx: &mut Tx, user_id: &str, device_id: Option<&str>, na
         None => app.rng.alphanumeric(10).to_ascii_uppercase(),
     };
     if tx.get(&DEVICES, (user_id, &device_id))?.is_none() {
+        if cross_signing::is_key_name(tx, user_id, &device_id)? {
+            return Err(Error::invalid_param("A key has this name already"));
+        }
         let display_name = name.map(valid_name).transpose()?;
         tx.put(&DEVICES, (user_id, &device_id), &Device { display_name, created_ts: app.clock.now_ms() });
     }
@@ -38,6 +42,9 @@ pub fn delete(tx: &mut Tx, user_id: &str, device_id: &str) -> Result<()> {
         return Ok(());
     }
     tx.delete(&DEVICES, (user_id, device_id));
+    if tx.get(&DEHYDRATED_DEVICES, user_id)?.is_some_and(|dehydrated| dehydrated.device_id == device_id) {
+        tx.delete(&DEHYDRATED_DEVICES, user_id);
+    }
     tx.delete(&DEVICE_SEEN, (user_id, device_id));
     if tx.contains(&DEVICE_KEYS, (user_id, device_id))? {
         tx.delete(&DEVICE_KEYS, (user_id, device_id));

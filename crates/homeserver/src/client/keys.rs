@@ -4,15 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use http::{Method, StatusCode};
 use ruma::api::client::keys::get_key_changes::v3 as get_key_changes;
-use ruma::{OwnedServerName, OwnedUserId};
+use ruma::{OwnedServerName, OwnedUserId, UserId};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
-use store::Read as _;
+use store::Read;
 
 use crate::App;
 use crate::auth::Access;
 use crate::blocking;
+use crate::e2ee::cross_signing::{self, Usage};
 use crate::e2ee::keys::{self, Claimed, KeysById, Upload};
 use crate::error::{Error, Result};
 use crate::http::{Ctx, RawCtx, Response, Routes, json_response};
@@ -77,23 +78,24 @@ struct QueryBody {
 
 async fn query(mut ctx: RawCtx) -> Result<Response> {
     let body: QueryBody = ctx.read_json().await?;
+    let requester = ctx.requester()?.user_id.clone();
     let app = ctx.app;
     let answer = if body.device_keys.len() > MANY_USERS {
-        blocking::run(move || answer_query(&app, &body)).await??
+        blocking::run(move || answer_query(&app, &requester, &body)).await??
     } else {
-        answer_query(&app, &body)?
+        answer_query(&app, &requester, &body)?
     };
     Ok(json_response(StatusCode::OK, answer))
 }
 
-fn answer_query(app: &App, body: &QueryBody) -> Result<Vec<u8>> {
+fn answer_query(app: &App, requester: &UserId, body: &QueryBody) -> Result<Vec<u8>> {
     let (here, elsewhere): (Vec<_>, Vec<_>) =
         body.device_keys.iter().partition(|(user_id, _)| user_id.server_name() == &*app.server_name);
     let mut out = Vec::with_capacity(64 + 1024 * here.len());
     out.extend_from_slice(b"{\"device_keys\":{");
     let read = app.store.snapshot();
     let mut failed = Ok(());
-    each(&mut out, here, |out, (user_id, devices)| {
+    each(&mut out, &here, |out, (user_id, devices)| {
         string(out, user_id.as_str());
         out.extend_from_slice(b":{");
         let mut first = true;
@@ -114,10 +116,45 @@ fn answer_query(app: &App, body: &QueryBody) -> Result<Vec<u8>> {
         out.push(b'}');
     });
     failed?;
-    out.extend_from_slice(b"},\"failures\":");
+    out.push(b'}');
+    cross_signing_keys(&mut out, &read, requester, here.into_iter().map(|(user_id, _)| user_id))?;
+    out.extend_from_slice(b",\"failures\":");
     out.extend_from_slice(&unreachable(elsewhere.into_iter().map(|(user_id, _)| user_id)));
     out.push(b'}');
     Ok(out)
+}
+
+/// Writes the cross-signing keys of users, after other members of an object.
+fn cross_signing_keys<'a>(
+    out: &mut Vec<u8>,
+    read: &impl Read,
+    requester: &UserId,
+    users: impl Iterator<Item = &'a OwnedUserId>,
+) -> Result<()> {
+    let [mut master, mut self_signing, mut user_signing] = [Vec::new(), Vec::new(), Vec::new()];
+    for user_id in users {
+        cross_signing::keys_for(read, requester.as_str(), user_id.as_str(), |usage, json| {
+            let keys = match usage {
+                Usage::Master => &mut master,
+                Usage::SelfSigning => &mut self_signing,
+                Usage::UserSigning => &mut user_signing,
+            };
+            if !keys.is_empty() {
+                keys.push(b',');
+            }
+            string(keys, user_id.as_str());
+            keys.push(b':');
+            keys.extend_from_slice(json);
+        })?;
+    }
+    for (name, keys) in [("master", master), ("self_signing", self_signing), ("user_signing", user_signing)] {
+        out.extend_from_slice(b",\"");
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b"_keys\":{");
+        out.extend_from_slice(&keys);
+        out.push(b'}');
+    }
+    Ok(())
 }
 
 /// Device keys with the device's name, which is all that the server adds.

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use store::{Read, Tx};
 
+use super::cross_signing;
 use crate::error::{Error, Result};
 use crate::schema::{
     self, DEVICE_KEYS, DEVICES, DeviceKeys, FALLBACK_KEYS, FallbackKey, KEY_COUNTS, KeyCounts, ONE_TIME_KEY_IDS,
@@ -115,11 +116,16 @@ pub fn upload(tx: &mut Tx, user_id: &str, device_id: &str, upload: &Upload) -> R
     if !tx.contains(&DEVICES, (user_id, device_id))? {
         return Err(Error::unknown_token());
     }
-    if let Some(keys) = &upload.device_keys
-        && tx.get(&DEVICE_KEYS, (user_id, device_id))?.as_ref() != Some(keys)
-    {
-        tx.put(&DEVICE_KEYS, (user_id, device_id), keys);
-        schema::device_list_changed(tx, user_id)?;
+    if let Some(keys) = &upload.device_keys {
+        let known = tx.get(&DEVICE_KEYS, (user_id, device_id))?;
+        let keys = match &known {
+            Some(known) if known != keys => Cow::Owned(cross_signing::keep_signatures(user_id, known, keys)?),
+            _ => Cow::Borrowed(keys),
+        };
+        if known.as_ref() != Some(&*keys) {
+            tx.put(&DEVICE_KEYS, (user_id, device_id), &*keys);
+            schema::device_list_changed(tx, user_id)?;
+        }
     }
     let before = tx.get(&KEY_COUNTS, (user_id, device_id))?.unwrap_or_default();
     let mut counts = before.clone();

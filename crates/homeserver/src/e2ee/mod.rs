@@ -1,10 +1,16 @@
 //! End-to-end encryption, as far as a server has a part in it: it keeps the keys of devices and hands them out, and
-//! passes messages on from device to device. It cannot read any of it, and does not check signatures: that is what
-//! the devices do for each other.
+//! passes messages on from device to device. It cannot read any of it. Whom to trust is decided by devices; a server
+//! only refuses signatures that are wrong where it is to pass them on to others.
 //!
 //! - `keys`: identity keys, one-time keys, fallback keys. `to_device`: messages.
+//! - `cross_signing`: keys that vouch for keys. `signed`: JSON with signatures.
+//! - `backup`: keys of conversations, kept for their users. `dehydrated`: devices, kept likewise.
 //!
 //! Not here: how devices hear of it (`sync`), and deleting a device with its keys (`auth::devices`).
 
+pub mod backup;
+pub mod cross_signing;
+pub mod dehydrated;
 pub mod keys;
+pub mod signed;
 pub mod to_device;

@@ -174,6 +174,11 @@ impl Collector<'_> {
                 lists.changed.insert(user_id);
             }
         }
+        let user = self.user_id.as_str();
+        let vouched = schema::USER_SIGNATURE_LOG.prefix((user,)).after((user, since)).through((user, self.version));
+        for row in self.rooms.read.scan(&schema::USER_SIGNATURE_LOG, vouched) {
+            lists.changed.insert(row?.1);
+        }
         let mut gone = BTreeSet::new();
         for (room, member) in self.memberships.iter() {
             let joined = member.state == MembershipState::Join;

@@ -1,0 +1,217 @@
+//! Key backups: the keys of conversations, encrypted by a user's devices, in versions that replace each other.
+
+use store::{Read, Tx};
+
+use crate::error::{Error, Result};
+use crate::schema::{BACKED_UP_KEYS, BACKUPS, BackedUpKey, Backup, JOBS, Job};
+
+/// So many keys are deleted in one commit.
+const MAX_DELETED: usize = 1_000;
+
+/// A key on its way into a backup.
+#[derive(Debug)]
+pub struct NewKey {
+    pub room_id: String,
+    pub session_id: String,
+    pub key: BackedUpKey,
+}
+
+/// Which keys of a backup: all, those of a room, or one of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    pub room_id: Option<&'a str>,
+    pub session_id: Option<&'a str>,
+}
+
+/// What a backup holds, after a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Totals {
+    pub count: u64,
+    pub etag: u64,
+}
+
+impl From<&Backup> for Totals {
+    fn from(backup: &Backup) -> Self {
+        Totals { count: backup.count, etag: backup.etag }
+    }
+}
+
+fn unknown() -> Error {
+    Error::not_found("There is no such backup")
+}
+
+// ---- versions ----------------------------------------------------------------------------------------------------
+
+/// The newest version of a user's backup.
+pub fn current(read: &impl Read, user_id: &str) -> Result<Option<(u64, Backup)>> {
+    for row in read.scan(&BACKUPS, BACKUPS.prefix((user_id,)).reversed()) {
+        let ((_, version), backup) = row?;
+        if !backup.deleted {
+            return Ok(Some((version, backup)));
+        }
+    }
+    Ok(None)
+}
+
+pub fn get(read: &impl Read, user_id: &str, version: u64) -> Result<Backup> {
+    read.get(&BACKUPS, (user_id, version))?.filter(|backup| !backup.deleted).ok_or_else(unknown)
+}
+
+pub fn create(tx: &mut Tx, user_id: &str, algorithm: &str, auth_data: &str) -> Result<u64> {
+    let all = BACKUPS.prefix((user_id,));
+    tx.guard(&all);
+    let last = tx.first(&BACKUPS, all.reversed())?.map_or(0, |((_, version), _)| version);
+    let version = last + 1;
+    let (algorithm, auth_data) = (algorithm.to_owned(), auth_data.to_owned());
+    tx.put(&BACKUPS, (user_id, version), &Backup { algorithm, auth_data, ..Backup::default() });
+    Ok(version)
+}
+
+/// Replaces what is said of a backup. How it is encrypted stays.
+pub fn update(tx: &mut Tx, user_id: &str, version: u64, algorithm: &str, auth_data: &str) -> Result<()> {
+    let backup = get(tx, user_id, version)?;
+    if backup.algorithm != algorithm {
+        return Err(Error::invalid_param("The algorithm of a backup does not change"));
+    }
+    tx.put(&BACKUPS, (user_id, version), &Backup { auth_data: auth_data.to_owned(), ..backup });
+    Ok(())
+}
+
+/// Deletes a backup; its keys go later, and are seen by nobody meanwhile.
+pub fn delete(tx: &mut Tx, user_id: &str, version: u64) -> Result<()> {
+    let backup = tx.get(&BACKUPS, (user_id, version))?.ok_or_else(unknown)?;
+    if backup.deleted {
+        return Ok(());
+    }
+    tx.put(&BACKUPS, (user_id, version), &Backup { deleted: true, ..Backup::default() });
+    let job = tx.next_pos();
+    tx.put(&JOBS, job, &Job::ForgetBackup { user_id: user_id.to_owned(), version });
+    Ok(())
+}
+
+/// Deletes some of the keys of a deleted backup. Says whether that was all.
+pub fn forget(tx: &mut Tx, user_id: &str, version: u64) -> Result<bool> {
+    let keys = BACKED_UP_KEYS.prefix((user_id, version)).limit(MAX_DELETED);
+    let keys: Vec<_> = tx.unchecked().scan(&BACKED_UP_KEYS, keys).keys().collect::<store::Result<_>>()?;
+    for (_, _, room_id, session_id) in &keys {
+        tx.delete(&BACKED_UP_KEYS, (user_id, version, room_id, session_id));
+    }
+    Ok(keys.len() < MAX_DELETED)
+}
+
+// ---- keys --------------------------------------------------------------------------------------------------------
+
+/// The backup, if it is the one that keys go into.
+fn writable(tx: &mut Tx, user_id: &str, version: u64) -> Result<Backup> {
+    tx.guard(&BACKUPS.prefix((user_id,)));
+    match current(tx, user_id)? {
+        Some((current, backup)) if current == version => Ok(backup),
+        Some((current, _)) => {
+            get(tx, user_id, version)?;
+            Err(Error::wrong_backup(current))
+        }
+        None => Err(unknown()),
+    }
+}
+
+/// Keeps keys, each one unless the one that is there is better.
+pub fn put(tx: &mut Tx, user_id: &str, version: u64, keys: &[NewKey]) -> Result<Totals> {
+    let mut backup = writable(tx, user_id, version)?;
+    let places = keys.iter().map(|new| (user_id, version, new.room_id.as_str(), new.session_id.as_str()));
+    let known = tx.multi_get(&BACKED_UP_KEYS, places)?;
+    let mut changed = false;
+    for (new, known) in keys.iter().zip(known) {
+        if known.as_ref().is_some_and(|known| !is_better(&new.key, known)) {
+            continue;
+        }
+        tx.put(&BACKED_UP_KEYS, (user_id, version, &new.room_id, &new.session_id), &new.key);
+        backup.count += u64::from(known.is_none());
+        changed = true;
+    }
+    if changed {
+        backup.etag += 1;
+        tx.put(&BACKUPS, (user_id, version), &backup);
+    }
+    Ok(Totals::from(&backup))
+}
+
+/// Whether a key opens more, or can be trusted more, than another for the same session.
+fn is_better(new: &BackedUpKey, known: &BackedUpKey) -> bool {
+    let rank = |key: &BackedUpKey| (!key.is_verified, key.first_message_index, key.forwarded_count);
+    rank(new) < rank(known)
+}
+
+/// Calls `found` with the keys of a backup, in the order of their rooms.
+pub fn visit(
+    read: &impl Read,
+    user_id: &str,
+    version: u64,
+    part: Part<'_>,
+    mut found: impl FnMut(&str, &str, &BackedUpKey),
+) -> Result<()> {
+    get(read, user_id, version)?;
+    if let (Some(room_id), Some(session_id)) = (part.room_id, part.session_id) {
+        if let Some(key) = read.get(&BACKED_UP_KEYS, (user_id, version, room_id, session_id))? {
+            found(room_id, session_id, &key);
+        }
+        return Ok(());
+    }
+    for row in read.scan(&BACKED_UP_KEYS, span(user_id, version, part)) {
+        let ((_, _, room_id, session_id), key) = row?;
+        found(&room_id, &session_id, &key);
+    }
+    Ok(())
+}
+
+fn span(user_id: &str, version: u64, part: Part<'_>) -> store::Span<(String, u64, String, String)> {
+    match part.room_id {
+        Some(room_id) => BACKED_UP_KEYS.prefix((user_id, version, room_id)),
+        None => BACKED_UP_KEYS.prefix((user_id, version)),
+    }
+}
+
+/// Deletes some keys of a backup: as many as go into one commit. Says whether those were all.
+pub fn delete_keys(tx: &mut Tx, user_id: &str, version: u64, part: Part<'_>) -> Result<(bool, Totals)> {
+    let mut backup = get(tx, user_id, version)?;
+    let keys: Vec<(String, String)> = match (part.room_id, part.session_id) {
+        (Some(room_id), Some(session_id)) => {
+            let there = tx.contains(&BACKED_UP_KEYS, (user_id, version, room_id, session_id))?;
+            there.then(|| (room_id.to_owned(), session_id.to_owned())).into_iter().collect()
+        }
+        _ => {
+            let span = span(user_id, version, part).limit(MAX_DELETED);
+            let keys = tx.scan(&BACKED_UP_KEYS, span).keys();
+            keys.map(|key| key.map(|(_, _, room_id, session_id)| (room_id, session_id)))
+                .collect::<store::Result<_>>()?
+        }
+    };
+    for (room_id, session_id) in &keys {
+        tx.delete(&BACKED_UP_KEYS, (user_id, version, room_id, session_id));
+    }
+    if !keys.is_empty() {
+        backup.count = backup.count.saturating_sub(keys.len() as u64);
+        backup.etag += 1;
+        tx.put(&BACKUPS, (user_id, version), &backup);
+    }
+    Ok((keys.len() < MAX_DELETED, Totals::from(&backup)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key((is_verified, first_message_index, forwarded_count): (bool, u64, u64)) -> BackedUpKey {
+        BackedUpKey { first_message_index, forwarded_count, is_verified, session_data: String::new() }
+    }
+
+    #[test]
+    fn pitfall_080_which_of_two_keys_is_better() {
+        // From the best to the worst.
+        let ranks = [(true, 0, 0), (true, 0, 1), (true, 5, 0), (false, 0, 0), (false, 0, 3), (false, 1, 0)];
+        for (place, better) in ranks.iter().enumerate() {
+            for (other, worse) in ranks.iter().enumerate() {
+                assert_eq!(is_better(&key(*better), &key(*worse)), place < other, "{better:?} {worse:?}");
+            }
+        }
+    }
+}
