@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::ops::{Deref, DerefMut};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -34,8 +35,33 @@ fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
     panic!("did not happen within a minute");
 }
 
+/// A server that does not outlive its test.
+struct Running(Child);
+
+impl Deref for Running {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn signal(child: &Child, name: &str) {
-    let status = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap();
+    // The shell has a `kill` of its own; the program is not there on every machine.
+    let status = Command::new("sh").args(["-c", &format!("kill -{name} {}", child.id())]).status().unwrap();
     assert!(status.success());
 }
 
@@ -52,7 +78,7 @@ fn serves_until_it_is_told_to_stop() {
     let mut serve = skerry();
     serve.args(["serve", "--config", &file, "--ready-file", ready.to_str().unwrap()]).stderr(Stdio::null());
     serve.env("NOTIFY_SOCKET", dir.path().join("notify")).env("WATCHDOG_USEC", "300000");
-    let mut child = serve.spawn().unwrap();
+    let mut child = Running(serve.spawn().unwrap());
     let bound: serde_json::Value = eventually(|| serde_json::from_slice(&fs::read(&ready).ok()?).ok());
     let mut told = Vec::new();
     while !told.contains(&"WATCHDOG=1".to_owned()) {
@@ -89,7 +115,7 @@ fn serves_until_it_is_told_to_stop() {
 
     // The key stays the same over a restart.
     let key = fs::read_to_string(dir.path().join("data/signing.key")).unwrap();
-    let mut child = serve.spawn().unwrap();
+    let mut child = Running(serve.spawn().unwrap());
     eventually(|| ready.exists().then_some(()));
     signal(&child, "INT");
     assert!(child.wait().unwrap().success());

@@ -7,8 +7,9 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,8 @@ use anyhow::{Context, Result, bail};
 /// How many object files RocksDB compiles to, near enough for a progress line.
 const ROCKSDB_OBJECTS: usize = 343;
 const TICK: Duration = Duration::from_secs(30);
+/// How long a step's output may go on after its end.
+const LAST_LINES: Duration = Duration::from_secs(3);
 
 /// What a step of tests counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -122,36 +125,38 @@ pub(crate) fn counted_step(headline: &str, mut command: Command) -> Result<(bool
         .spawn()
         .with_context(|| format!("starting {command:?}"))?;
     let ticker = Ticker::start();
-    let readers = [
-        child.stdout.take().map(|pipe| echo(pipe, ticker.seen())),
-        child.stderr.take().map(|pipe| echo(pipe, ticker.seen())),
-    ];
-    let mut counts = Counts::default();
-    for reader in readers.into_iter().flatten() {
-        counts.add(reader.join().unwrap_or_default());
+    let counts = Arc::default();
+    let (open, ended) = mpsc::channel();
+    if let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) {
+        echo(stdout, ticker.seen(), Arc::clone(&counts), open.clone());
+        echo(stderr, ticker.seen(), Arc::clone(&counts), open);
     }
     let status = child.wait()?;
+    // The output ends with the step, unless something that it has left behind holds on to it.
+    if ended.recv_timeout(LAST_LINES) == Err(RecvTimeoutError::Timeout) {
+        println!("== {headline}: has ended, but something that it started still runs");
+    }
     drop(ticker);
     let word = if status.success() { "ok" } else { "FAILED" };
     println!("== {headline}: {word} in {:.1} s", started.elapsed().as_secs_f64());
+    let counts = *counts.lock().unwrap_or_else(PoisonError::into_inner);
     Ok((status.success(), counts))
 }
 
-/// Copies lines to our output as they come and reads the counts in them.
-fn echo(pipe: impl Read + Send + 'static, seen: Arc<AtomicU64>) -> thread::JoinHandle<Counts> {
+/// Copies lines to our output as they come and adds up the counts in them. Drops `open` at the end.
+fn echo(pipe: impl Read + Send + 'static, seen: Arc<AtomicU64>, counts: Arc<Mutex<Counts>>, open: Sender<()>) {
     thread::spawn(move || {
-        let mut counts = Counts::default();
         let mut pipe = BufReader::new(pipe);
         let mut line = Vec::new();
         while pipe.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
             let text = String::from_utf8_lossy(&line);
             let _ = write!(std::io::stdout().lock(), "{text}");
-            counts.add(counts_in(&text));
+            counts.lock().unwrap_or_else(PoisonError::into_inner).add(counts_in(&text));
             seen.fetch_add(1, Ordering::Relaxed);
             line.clear();
         }
-        counts
-    })
+        drop(open);
+    });
 }
 
 /// One closing line of Node's test runner, behind its mark.
@@ -286,6 +291,15 @@ mod tests {
         let kept: Vec<_> =
             cargo(["--version"]).get_envs().filter(|(_, value)| value.is_some()).map(|e| e.0.to_owned()).collect();
         assert!(kept.is_empty(), "only taken out, nothing set: {kept:?}");
+    }
+
+    #[test]
+    fn a_step_ends_though_something_that_it_started_does_not() {
+        let started = Instant::now();
+        let script = "sleep 30 & echo 'left: 2 passed, 1 failed'; exit 1";
+        let (ok, counts) = counted_step("leaves something behind", command("sh", ["-c", script])).unwrap();
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+        assert_eq!((ok, counts), (false, Counts { passed: 2, failed: 1, skipped: 0 }));
     }
 
     fn check(line: &str, passed: u64, failed: u64, skipped: u64) {

@@ -153,9 +153,13 @@ fn product(files: &[File]) -> impl Iterator<Item = &File> {
             && file.path.contains("/src/")
             && !file.path.starts_with("crates/xtask/")
             && !file.path.starts_with("crates/sim/")
-            && !file.path.ends_with("tests.rs")
-            && !file.path.contains("/tests/")
+            && !is_for_tests(&file.path)
     })
+}
+
+/// Whether a file holds tests, or what tests are made of.
+fn is_for_tests(path: &str) -> bool {
+    path.ends_with("tests.rs") || path.ends_with("/testing.rs") || path.contains("/tests/")
 }
 
 /// The text before the unit tests, which close a file.
@@ -182,11 +186,7 @@ fn layers(files: &[File]) -> Vec<String> {
     let mut wrong = Vec::new();
     for file in files {
         let Some(inside) = file.path.strip_prefix("crates/homeserver/src/") else { continue };
-        if !inside.ends_with(".rs")
-            || ABOVE.contains(&inside)
-            || inside.ends_with("tests.rs")
-            || inside.contains("/tests/")
-        {
+        if !inside.ends_with(".rs") || ABOVE.contains(&inside) || is_for_tests(inside) {
             continue;
         }
         let Some((own, level)) = layer_of(inside.trim_end_matches(".rs")) else {

@@ -1,15 +1,18 @@
 //! Devices: made by a login, deleted with everything that was only theirs.
 
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use store::limits::BATCH_BYTES;
 use store::{Key, Read, Span, Table, Tx, Value};
 
 use crate::App;
 use crate::auth::tokens;
-use crate::e2ee::cross_signing;
 use crate::error::{Error, Result};
 use crate::schema::{
-    self, DEHYDRATED_DEVICES, DEVICE_KEYS, DEVICE_SEEN, DEVICES, Device, FALLBACK_KEYS, JOBS, Job, KEY_COUNTS,
-    ONE_TIME_KEY_IDS, ONE_TIME_KEYS, PUSHERS, TO_DEVICE, TO_DEVICE_AT, TXNS,
+    self, CROSS_SIGNING_KEYS, DEHYDRATED_DEVICES, DEVICE_KEYS, DEVICE_SEEN, DEVICES, Device, FALLBACK_KEYS, JOBS, Job,
+    KEY_COUNTS, ONE_TIME_KEY_IDS, ONE_TIME_KEYS, PUSHERS, TO_DEVICE, TO_DEVICE_AT, TXNS,
 };
 
 /// Rows that are deleted together with their device. A device that has more leaves the rest to a job.
@@ -26,13 +29,29 @@ pub fn log_in(app: &App, tx: &mut Tx, user_id: &str, device_id: Option<&str>, na
         None => app.rng.alphanumeric(10).to_ascii_uppercase(),
     };
     if tx.get(&DEVICES, (user_id, &device_id))?.is_none() {
-        if cross_signing::is_key_name(tx, user_id, &device_id)? {
+        if is_key_name(tx, user_id, &device_id)? {
             return Err(Error::invalid_param("A key has this name already"));
         }
         let display_name = name.map(valid_name).transpose()?;
         tx.put(&DEVICES, (user_id, &device_id), &Device { display_name, created_ts: app.clock.now_ms() });
     }
     Ok(device_id)
+}
+
+/// Whether one of the user's cross-signing keys has this name: nobody could tell whose signatures bear it.
+fn is_key_name(tx: &mut Tx, user_id: &str, device_id: &str) -> Result<bool> {
+    #[derive(Deserialize)]
+    struct Names {
+        keys: BTreeMap<String, IgnoredAny>,
+    }
+    let key_id = format!("ed25519:{device_id}");
+    for (_, key) in tx.scan_guarded(&CROSS_SIGNING_KEYS, CROSS_SIGNING_KEYS.prefix((user_id,)))? {
+        let Names { keys } = serde_json::from_slice(&key.0).map_err(Error::internal)?;
+        if keys.contains_key(&key_id) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Deletes a device: its tokens are void, its transactions forgotten. Deleting what is not there does nothing.

@@ -217,15 +217,6 @@ pub fn keep_signatures(user_id: &str, known: &DeviceKeys, new: &DeviceKeys) -> R
     Ok(DeviceKeys(signed.to_json()?))
 }
 
-/// Whether a device may not have this name because one of the user's keys has it.
-pub fn is_key_name(read: &impl Read, user_id: &str, device_id: &str) -> Result<bool> {
-    let mut found = false;
-    for usage in [Usage::Master, Usage::SelfSigning, Usage::UserSigning] {
-        found |= SigningKey::of(read, user_id, usage)?.is_some_and(|key| key.public_key == device_id);
-    }
-    Ok(found)
-}
-
 // ---- signatures --------------------------------------------------------------------------------------------------
 
 /// Signed keys, by user ID, and by device ID or public key.
