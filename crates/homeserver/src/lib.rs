@@ -10,6 +10,7 @@ pub mod clock;
 pub mod config;
 pub mod e2ee;
 pub mod error;
+pub mod gateway;
 pub mod housekeeping;
 pub mod http;
 pub mod jobs;

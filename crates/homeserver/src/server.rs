@@ -16,6 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::api;
 use crate::clock::Clock;
 use crate::config::{Config, Listener};
+use crate::gateway;
 use crate::housekeeping;
 use crate::http::Router;
 use crate::http::listener::{Certificate, Connections, Door};
@@ -93,6 +94,7 @@ impl Server {
         app.media.start().await.map_err(file(|| format!("media directory {}", media_dir.display())))?;
         app.tasks.spawn(jobs::run(app.clone()));
         app.tasks.spawn(housekeeping::run(app.clone()));
+        app.tasks.spawn(gateway::run(app.clone()));
         let admin = bind_unix(&bound.admin)?;
         tokio::spawn(connections.clone().serve_unix(admin, built(&app, api::admin())?));
         Ok(Self { app, connections, certificates, bound })

@@ -49,6 +49,11 @@ impl LiveUsers {
         }
     }
 
+    /// What decides over what a user gets, for those who do not sync.
+    pub fn tastes(&self, snapshot: &Snapshot, user_id: &UserId, known: Option<&Tastes>) -> Result<Tastes> {
+        Tastes::read(&self.rules, snapshot, user_id, known)
+    }
+
     /// The rooms a user is in, if that is known without asking the store.
     pub fn peek_rooms(&self, user_id: &UserId) -> Option<Arc<Memberships>> {
         let user = self.users.get(user_id)?;
@@ -135,6 +140,34 @@ pub struct Tastes {
 }
 
 impl Tastes {
+    /// The version they were read at.
+    pub fn as_of(&self) -> Pos {
+        self.as_of
+    }
+
+    /// What the store says now. What was known before is taken over as far as it did not change.
+    fn read(
+        changed_rules: &Arc<ChangedRules>,
+        snapshot: &Snapshot,
+        user_id: &UserId,
+        known: Option<&Tastes>,
+    ) -> Result<Self> {
+        let at = |kind| -> Result<Pos> {
+            let at = snapshot.get(&schema::ACCOUNT_DATA_AT, (user_id.as_str(), "", kind))?;
+            Ok(at.unwrap_or(Pos::ZERO))
+        };
+        let (rules_at, ignored_at) = (at("m.push_rules")?, at("m.ignored_user_list")?);
+        let changed_rules = match known.filter(|known| known.rules_at == rules_at) {
+            Some(known) => known.changed_rules.clone(),
+            None => changed_rules.if_changed(snapshot, user_id, rules_at)?,
+        };
+        let ignored = match known.filter(|known| known.ignored_at == ignored_at) {
+            Some(known) => known.ignored.clone(),
+            None => Ignored::by(snapshot, user_id)?,
+        };
+        Ok(Tastes { as_of: snapshot.version(), changed_rules, rules_at, ignored, ignored_at })
+    }
+
     /// The push rules of the user whose tastes these are.
     pub fn rules(&self, read: &impl Read, user_id: &UserId) -> Result<Rules> {
         match &self.changed_rules {
@@ -281,21 +314,6 @@ impl LiveUser {
         {
             return Ok(known.clone());
         }
-        let at = |kind| -> Result<Pos> {
-            let at = snapshot.get(&schema::ACCOUNT_DATA_AT, (self.user_id.as_str(), "", kind))?;
-            Ok(at.unwrap_or(Pos::ZERO))
-        };
-        let (rules_at, ignored_at) = (at("m.push_rules")?, at("m.ignored_user_list")?);
-        let known = known.as_deref();
-        let changed_rules = match known.filter(|known| known.rules_at == rules_at) {
-            Some(known) => known.changed_rules.clone(),
-            None => self.rules.if_changed(snapshot, &self.user_id, rules_at)?,
-        };
-        let ignored = match known.filter(|known| known.ignored_at == ignored_at) {
-            Some(known) => known.ignored.clone(),
-            None => Ignored::by(snapshot, &self.user_id)?,
-        };
-        let as_of = snapshot.version();
-        Ok(Arc::new(Tastes { as_of, changed_rules, rules_at, ignored, ignored_at }))
+        Tastes::read(&self.rules, snapshot, &self.user_id, known.as_deref()).map(Arc::new)
     }
 }
