@@ -11,7 +11,7 @@ use store::{Pos, Read, Tx};
 
 use crate::App;
 use crate::auth::devices;
-use crate::e2ee::backup;
+use crate::e2ee::{self, backup};
 use crate::error::{Error, Result};
 use crate::rooms::membership;
 use crate::schema::{DEVICES, HEADS, JOBS, Job, MEMBERSHIPS, MembershipState, RoomNr, topic};
@@ -86,6 +86,10 @@ async fn slice(app: &App, job: &Job) -> Result<Option<Job>> {
         Job::LeaveAll { user_id, from } => {
             let inside = |state| !matches!(state, MembershipState::Leave | MembershipState::Ban);
             let user = UserId::parse(user_id).map_err(Error::internal)?;
+            if *from == 0 {
+                // Before the rooms are left: who is in them hears of it.
+                app.store.transact(|tx| e2ee::forget(tx, user_id)).await?;
+            }
             let (rooms, next) = rooms(app, user_id, *from, inside)?;
             for room_id in rooms {
                 skip_failure(&room_id, membership::leave(app, &user, &room_id).await)?;

@@ -420,7 +420,8 @@ pub fn tables() -> Vec<TableDef> {
 pub enum Job {
     /// Bring a user's member events up to date with their profile, in the joined rooms from this one on.
     PropagateProfile { user_id: String, from: RoomNr },
-    /// Make a deactivated user leave the rooms from this one on, and refuse the invites.
+    /// Make a deactivated user leave the rooms from this one on, and refuse the invites; before the first one, their keys
+    /// are deleted.
     LeaveAll { user_id: String, from: RoomNr },
     /// Delete what is left of a device that had more than fits in one commit.
     ForgetDevice { user_id: String, device_id: String },

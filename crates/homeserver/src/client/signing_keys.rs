@@ -45,8 +45,10 @@ async fn sign(mut ctx: RawCtx) -> Result<Response> {
 mod tests {
     use ruma::signatures::{Ed25519KeyPair, KeyPair as _, to_canonical_json_string_for_signing};
     use serde_json::{Value, json};
+    use store::Read as _;
 
     use crate::http::Answer;
+    use crate::schema::BACKED_UP_KEYS;
     use crate::testing::{Server, User};
 
     const UPLOAD: &str = "/_matrix/client/v3/keys/device_signing/upload";
@@ -406,6 +408,39 @@ mod tests {
         assert_eq!(told().await, (bob_changed(), vec![]));
         assert_eq!(alice.sign(b, &bob.master.public, vouched).await, Value::Null);
         assert_eq!(told().await, (vec![], vec![]));
+    }
+
+    #[tokio::test]
+    async fn pitfall_016_who_is_gone_leaves_no_keys() {
+        let server = Server::default();
+        let (alice, bob) = (Person::new(&server, "alice").await, server.user("bob").await);
+        let a = &alice.user;
+        let backup = json!({ "algorithm": "a", "auth_data": {} });
+        ok(&post(a, "/_matrix/client/v3/room_keys/version", backup).await);
+        let key = json!({ "first_message_index": 0, "forwarded_count": 0, "is_verified": true, "session_data": {} });
+        let path = "/_matrix/client/v3/room_keys/keys/!r:hs.test/s?version=1";
+        ok(&a.client.put(path, key).await);
+        ok(&post(a, "/_matrix/client/v3/account/deactivate", json!({ "auth": a.auth() })).await);
+        crate::jobs::drain(&server.app).await.unwrap();
+        let found = query(&bob, a).await;
+        for kind in ["master_keys", "self_signing_keys"] {
+            assert_eq!(found[kind], json!({}), "{kind}");
+        }
+        assert_eq!(found["device_keys"][&a.user_id], json!({}));
+        let left = server.app.store.latest().count(&BACKED_UP_KEYS, BACKED_UP_KEYS.all());
+        assert_eq!(left.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn secrets_are_kept_as_they_are() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        let secret = json!({ "encrypted": { "key": { "iv": "i", "ciphertext": "c".repeat(100_000), "mac": "m" } } });
+        for kind in ["m.cross_signing.master", "m.megolm_backup.v1", "m.secret_storage.key.K"] {
+            let path = format!("/_matrix/client/v3/user/{}/account_data/{kind}", alice.user_id);
+            ok(&alice.client.put(&path, secret.clone()).await);
+            assert_eq!(ok(&alice.client.get(&path).await), secret);
+        }
     }
 
     #[tokio::test]

@@ -89,6 +89,14 @@ pub fn delete(tx: &mut Tx, user_id: &str, version: u64) -> Result<()> {
     Ok(())
 }
 
+/// Deletes all the backups of a user.
+pub fn delete_all(tx: &mut Tx, user_id: &str) -> Result<()> {
+    for ((_, version), _) in tx.scan_guarded(&BACKUPS, BACKUPS.prefix((user_id,)))? {
+        delete(tx, user_id, version)?;
+    }
+    Ok(())
+}
+
 /// Deletes some of the keys of a deleted backup. Says whether that was all.
 pub fn forget(tx: &mut Tx, user_id: &str, version: u64) -> Result<bool> {
     let keys = BACKED_UP_KEYS.prefix((user_id, version)).limit(MAX_DELETED);

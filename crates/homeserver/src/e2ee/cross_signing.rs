@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use bytes::Bytes;
 use ruma::OwnedUserId;
 use ruma::serde::Base64;
 use serde::Deserialize;
@@ -350,39 +351,39 @@ fn add(known: &mut Signed, new: &Signed, user_id: &str, key_id: &str) {
 /// Calls `found` with the cross-signing keys of a user, as JSON, that somebody else (or the user) may see.
 pub fn keys_for(read: &impl Read, requester: &str, user_id: &str, mut found: impl FnMut(Usage, &[u8])) -> Result<()> {
     let mine = requester == user_id;
-    let vouched = if mine { None } else { read.get(&USER_SIGNATURES, (requester, user_id))? };
     let mut failed = Ok(());
     read.visit(&CROSS_SIGNING_KEYS, CROSS_SIGNING_KEYS.prefix((user_id,)), |(_, usage), row| {
         let json = schema::SigningKey::json_of(row);
-        match (Usage::parse(&usage), &vouched) {
-            (Some(Usage::UserSigning), _) if !mine => {}
-            (Some(Usage::Master), Some(vouched)) => match with_signatures(read, requester, user_id, json, vouched) {
-                Ok(json) => found(Usage::Master, &json),
+        match Usage::parse(&usage) {
+            Some(Usage::UserSigning) if !mine => {}
+            Some(Usage::Master) if !mine => match vouched(read, requester, user_id, json) {
+                Ok(Some(vouched)) => found(Usage::Master, &vouched),
+                Ok(None) => found(Usage::Master, json),
                 Err(failure) => failed = Err(failure),
             },
-            (Some(usage), _) => found(usage, json),
-            (None, _) => {}
+            Some(usage) => found(usage, json),
+            None => {}
         }
         ControlFlow::Continue(())
     })?;
     failed
 }
 
-/// A master key with what the requester signed of it by their present key.
-fn with_signatures(
-    read: &impl Read,
-    requester: &str,
-    user_id: &str,
-    json: &[u8],
-    vouched: &UserSignatures,
-) -> Result<bytes::Bytes> {
+/// A master key with what the requester signed of it by their present key, if they did.
+fn vouched(read: &impl Read, requester: &str, user_id: &str, json: &[u8]) -> Result<Option<Bytes>> {
+    let Some(vouched) = read.get(&USER_SIGNATURES, (requester, user_id))? else { return Ok(None) };
+    let Some(signer) = SigningKey::of(read, requester, Usage::UserSigning)? else { return Ok(None) };
     let mut master = SigningKey::new(user_id, Usage::Master, json).map_err(Error::internal)?;
-    let signer = SigningKey::of(read, requester, Usage::UserSigning)?;
-    if let Some(signer) = signer.filter(|_| master.public_key == vouched.master_key)
-        && let Some(signature) = vouched.signatures.get(&signer.key_id())
-    {
-        let own = master.signed.signatures.entry(requester.to_owned()).or_default();
-        own.insert(signer.key_id(), signature.clone());
+    let signature = vouched.signatures.get(&signer.key_id()).filter(|_| master.public_key == vouched.master_key);
+    let Some(signature) = signature else { return Ok(None) };
+    let own = master.signed.signatures.entry(requester.to_owned()).or_default();
+    own.insert(signer.key_id(), signature.clone());
+    master.signed.to_json().map(Some)
+}
+
+/// Deletes the keys of a user who is gone.
+pub fn forget(tx: &mut Tx, user_id: &str) {
+    for usage in [Usage::Master, Usage::SelfSigning, Usage::UserSigning] {
+        tx.delete(&CROSS_SIGNING_KEYS, (user_id, usage.as_str()));
     }
-    master.signed.to_json()
 }

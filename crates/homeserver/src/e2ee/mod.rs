@@ -14,3 +14,15 @@ pub mod dehydrated;
 pub mod keys;
 pub mod signed;
 pub mod to_device;
+
+use store::Tx;
+
+use crate::error::Result;
+use crate::schema;
+
+/// Deletes the keys of a user who is gone, besides those of devices.
+pub fn forget(tx: &mut Tx, user_id: &str) -> Result<()> {
+    cross_signing::forget(tx, user_id);
+    backup::delete_all(tx, user_id)?;
+    Ok(schema::device_list_changed(tx, user_id)?)
+}
