@@ -159,6 +159,14 @@ impl Error {
         Self::new(StatusCode::CONFLICT, code, message)
     }
 
+    /// An event was to wait longer than this server lets it.
+    pub fn max_delay_exceeded(max_delay_ms: u64) -> Self {
+        let message = "The delay is longer than this server allows";
+        Self::custom(StatusCode::BAD_REQUEST, "M_MAX_DELAY_EXCEEDED", message)
+            .with("max_delay", max_delay_ms)
+            .with("max_delay_ms", max_delay_ms)
+    }
+
     pub fn too_large(message: impl Into<Text>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::TooLarge, message)
     }

@@ -8,6 +8,7 @@ pub mod blocking;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod delayed;
 pub mod e2ee;
 pub mod error;
 pub mod gateway;

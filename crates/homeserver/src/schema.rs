@@ -932,8 +932,6 @@ pub struct Delayed {
     pub delay_ms: u64,
     /// When the delay began, or began anew.
     pub since_ts: u64,
-    /// The hash of its transaction, if it has one.
-    pub txn: Option<[u8; 16]>,
     /// What became of it.
     pub end: Option<DelayedEnd>,
 }

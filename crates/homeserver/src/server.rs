@@ -16,6 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::api;
 use crate::clock::Clock;
 use crate::config::{Config, Listener};
+use crate::delayed;
 use crate::gateway;
 use crate::housekeeping;
 use crate::http::Router;
@@ -95,6 +96,7 @@ impl Server {
         app.tasks.spawn(jobs::run(app.clone()));
         app.tasks.spawn(housekeeping::run(app.clone()));
         app.tasks.spawn(gateway::run(app.clone()));
+        app.tasks.spawn(delayed::run(app.clone()));
         let admin = bind_unix(&bound.admin)?;
         tokio::spawn(connections.clone().serve_unix(admin, built(&app, api::admin())?));
         Ok(Self { app, connections, certificates, bound })

@@ -5,6 +5,7 @@ use ruma::RoomVersionId;
 use serde_json::{Map, Value, json};
 
 use crate::auth::Access;
+use crate::delayed;
 use crate::error::Result;
 use crate::http::{RawCtx, Response, Routes, json_response};
 use crate::limits::Class;
@@ -38,6 +39,7 @@ async fn capabilities(ctx: RawCtx) -> Result<Response> {
         "m.set_avatar_url": { "enabled": true },
         "m.3pid_changes": { "enabled": false },
         "m.get_login_token": { "enabled": true },
+        "m.delayed_events": { "max_delay_ms": delayed::MAX_DELAY_MS, "max_scheduled": delayed::MAX_SCHEDULED },
     } });
     Ok(json_response(StatusCode::OK, body.to_string()))
 }

@@ -3,6 +3,7 @@
 use http::{HeaderValue, Method, StatusCode, header};
 use serde_json::{Map, Value, json};
 
+use super::calls::foci;
 use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response, Routes, json_response};
 
@@ -11,7 +12,7 @@ use crate::http::{RawCtx, Response, Routes, json_response};
 const VERSIONS: &[&str] = &["v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11"];
 
 /// Features outside of the versions above. Once listed they stay for years.
-const UNSTABLE_FEATURES: &[&str] = &["org.matrix.msc3814", "org.matrix.simplified_msc3575"];
+const UNSTABLE_FEATURES: &[&str] = &["org.matrix.msc3814", "org.matrix.simplified_msc3575", "org.matrix.msc4140"];
 
 pub fn routes() -> Routes {
     Routes::default()
@@ -21,9 +22,12 @@ pub fn routes() -> Routes {
         .raw(Method::GET, &["/.well-known/matrix/support"], well_known_support)
 }
 
-async fn versions(_: RawCtx) -> Result<Response> {
-    let features: Map<String, Value> =
+async fn versions(ctx: RawCtx) -> Result<Response> {
+    let mut features: Map<String, Value> =
         UNSTABLE_FEATURES.iter().map(|name| ((*name).to_owned(), Value::Bool(true))).collect();
+    if ctx.app.config.calls.livekit_url.is_some() {
+        features.insert("org.matrix.msc4143".to_owned(), Value::Bool(true));
+    }
     Ok(document(json!({ "versions": VERSIONS, "unstable_features": features })))
 }
 
@@ -32,6 +36,10 @@ async fn well_known_client(ctx: RawCtx) -> Result<Response> {
     let Some(base_url) = &settings.client_base_url else { return Err(not_configured()) };
     let mut body = settings.client_extra.clone();
     body.insert("m.homeserver".to_owned(), json!({ "base_url": base_url }));
+    let foci = foci(&ctx.app.config.calls);
+    if !foci.is_empty() {
+        body.insert("org.matrix.msc4143.rtc_foci".to_owned(), Value::Array(foci));
+    }
     Ok(document(Value::Object(body)))
 }
 

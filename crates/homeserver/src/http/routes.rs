@@ -67,18 +67,39 @@ pub(super) enum Run {
 
 impl Routes {
     /// Registers a handler for an endpoint that ruma has types for, under every path of its history.
-    pub fn ruma<R, F, A>(mut self, handler: F) -> Self
+    pub fn ruma<R, F, A>(self, handler: F) -> Self
     where
         R: IncomingRequest + Send + 'static,
         R::Authentication: Scheme,
         F: Fn(Ctx<R>) -> A + Send + Sync + Clone + 'static,
         A: Future<Output = Result<R::OutgoingResponse>> + Send + 'static,
     {
-        let paths = R::PATH_BUILDER.all_paths().flat_map(spellings).collect();
-        let run = move |prelude: Prelude, request: http::Request<Bytes>, args: &Args| -> Result<Pending> {
+        self.typed::<R, F>(move |prelude, request, args| {
             let answer = handler(parse::<R>(prelude, request, args)?);
             Ok(Box::pin(async move { encode(answer.await?) }))
-        };
+        })
+    }
+
+    /// The same for a handler that builds its answer itself.
+    pub fn ruma_answering<R, F, A>(self, handler: F) -> Self
+    where
+        R: IncomingRequest + Send + 'static,
+        R::Authentication: Scheme,
+        F: Fn(Ctx<R>) -> A + Send + Sync + Clone + 'static,
+        A: Future<Output = Result<Response>> + Send + 'static,
+    {
+        self.typed::<R, F>(move |prelude, request, args| Ok(Box::pin(handler(parse::<R>(prelude, request, args)?))))
+    }
+
+    fn typed<R, F>(
+        mut self,
+        run: impl Fn(Prelude, http::Request<Bytes>, &Args) -> Result<Pending> + Send + Sync + 'static,
+    ) -> Self
+    where
+        R: IncomingRequest,
+        R::Authentication: Scheme,
+    {
+        let paths = R::PATH_BUILDER.all_paths().flat_map(spellings).collect();
         self.endpoints.push(Endpoint {
             method: R::METHOD,
             paths,

@@ -7,8 +7,8 @@ use ::rooms::build::Draft;
 use ::rooms::redact::may_redact;
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{
-    CanonicalJsonObject, DeviceId, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedUserId, RoomId,
-    TransactionId, UserId,
+    CanonicalJsonObject, CanonicalJsonValue, DeviceId, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedUserId,
+    RoomId, TransactionId, UserId,
 };
 use serde::Deserialize;
 use store::{Read as _, Tx};
@@ -54,7 +54,7 @@ impl TxnKey {
     }
 
     /// A logout takes the device's transactions along: what it overtook could be done a second time.
-    fn check_device(&self, tx: &Tx) -> Result<()> {
+    pub fn check_device(&self, tx: &Tx) -> Result<()> {
         let device = (self.user_id.as_str(), self.device_id.as_str());
         if self.device_id.is_empty() || tx.contains(&schema::DEVICES, device)? {
             return Ok(());
@@ -78,9 +78,7 @@ pub async fn send(app: &App, room_id: &RoomId, draft: Draft, txn: Option<TxnKey>
         if let Some(txn) = &txn {
             txn.check_device(room.tx)?;
         }
-        check_sender(room, &draft)?;
-        let origin = Origin { txn: txn.as_ref().map(TxnKey::echo) };
-        let event_id = room.append(draft.clone(), origin)?.event_id;
+        let event_id = put(room, draft.clone(), txn.as_ref().map(TxnKey::echo))?;
         if let Some(txn) = &txn {
             room.tx.put(&schema::TXNS, txn.row(), &Txn { event_id: event_id.to_string() });
         }
@@ -92,23 +90,30 @@ pub async fn send(app: &App, room_id: &RoomId, draft: Draft, txn: Option<TxnKey>
 
 /// Puts a state event into a room. The same content as now is the same event as now (pitfall 3).
 pub async fn send_state(app: &App, room_id: &RoomId, draft: Draft) -> Result<OwnedEventId> {
-    let sent = change(app, room_id, |room| {
-        check_sender(room, &draft)?;
-        let kind = StateEventType::from(draft.kind.to_string());
-        let state_key = draft.state_key.as_deref().unwrap_or_default();
-        if let Some(now) = room.state(&kind, state_key)?
-            && now.sender == draft.sender
-            && content_from(now.content.get().as_bytes()).is_ok_and(|content| content == draft.content)
-        {
-            return Ok(now.event_id.clone());
-        }
-        if kind == StateEventType::RoomCanonicalAlias {
-            crate::rooms::aliases::check_canonical(room, &draft.content)?;
-        }
-        Ok(room.append(draft.clone(), Origin::default())?.event_id)
-    })
-    .await?;
-    Ok(sent.value)
+    Ok(change(app, room_id, |room| put_state(room, draft.clone())).await?.value)
+}
+
+/// Puts an event of a user of this server into a room.
+pub fn put(room: &mut RoomTx<'_>, draft: Draft, txn: Option<TxnEcho>) -> Result<OwnedEventId> {
+    check_sender(room, &draft)?;
+    Ok(room.append(draft, Origin { txn })?.event_id)
+}
+
+/// The same for state.
+pub fn put_state(room: &mut RoomTx<'_>, draft: Draft) -> Result<OwnedEventId> {
+    check_sender(room, &draft)?;
+    let kind = StateEventType::from(draft.kind.to_string());
+    let state_key = draft.state_key.as_deref().unwrap_or_default();
+    if let Some(now) = room.state(&kind, state_key)?
+        && now.sender == draft.sender
+        && content_from(now.content.get().as_bytes()).is_ok_and(|content| content == draft.content)
+    {
+        return Ok(now.event_id.clone());
+    }
+    if kind == StateEventType::RoomCanonicalAlias {
+        crate::rooms::aliases::check_canonical(room, &draft.content)?;
+    }
+    Ok(room.append(draft, Origin::default())?.event_id)
 }
 
 /// What the rules of rooms leave open, but users of this server may not do.
@@ -188,6 +193,24 @@ pub fn content_from(bytes: &[u8]) -> Result<CanonicalJsonObject> {
 #[derive(Debug, Default, Deserialize)]
 pub struct Redaction {
     pub reason: Option<String>,
+}
+
+/// What a client sends, as a draft. What a redaction redacts is told in its content.
+pub fn message(
+    kind: &str,
+    mut content: CanonicalJsonObject,
+    sender: OwnedUserId,
+    at: MilliSecondsSinceUnixEpoch,
+) -> Result<Draft> {
+    if kind != "m.room.redaction" {
+        return Ok(Draft::message(TimelineEventType::from(kind), content, sender, at));
+    }
+    let redacts = match content.remove("redacts") {
+        Some(CanonicalJsonValue::String(id)) => EventId::parse(id).ok(),
+        _ => None,
+    };
+    let redacts = redacts.ok_or_else(|| Error::missing_param("The content does not say what it redacts"))?;
+    Ok(redaction(sender, redacts, content, at))
 }
 
 /// A redaction as a draft.
