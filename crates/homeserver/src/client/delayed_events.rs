@@ -71,7 +71,7 @@ async fn schedule(mut ctx: RawCtx) -> Result<Response> {
     let requester = ctx.requester()?;
     let (kind, txn_id) = (ctx.arg(1), OwnedTransactionId::from(ctx.arg(2)));
     let target = Target {
-        room_id: &*RoomId::parse(ctx.arg(0))?,
+        room_id: &RoomId::parse(ctx.arg(0))?,
         kind,
         state_key: request.state_key.as_deref(),
         txn_id: Some(&txn_id),

@@ -69,6 +69,9 @@ struct Page<'a> {
     rooms: RoomReader<'a, Snapshot>,
 }
 
+/// Until where rooms are to be read, by index: the newest first.
+type Newest = BinaryHeap<(Pos, usize)>;
+
 /// A room that is read backwards.
 struct Room<'a> {
     nr: RoomNr,
@@ -120,8 +123,8 @@ impl<'a> Page<'a> {
     }
 
     /// The joined rooms, and until where each is to be read: the one with the newest event comes first.
-    fn open(&self, until: Pos) -> Result<(Vec<Room<'a>>, BinaryHeap<(Pos, usize)>)> {
-        let (mut rooms, mut newest) = (Vec::new(), BinaryHeap::new());
+    fn open(&self, until: Pos) -> Result<(Vec<Room<'a>>, Newest)> {
+        let (mut rooms, mut newest) = (Vec::new(), Newest::new());
         for (nr, membership) in self.look.memberships.iter() {
             if membership.state != MembershipState::Join {
                 continue;
