@@ -47,6 +47,11 @@ pub fn routes() -> Routes {
         .join(client::relations::routes())
         .join(client::threads::routes())
         .join(client::spaces::routes())
+        .join(client::reporting::routes())
+        .join(client::mutual_rooms::routes())
+        .join(client::thirdparty::routes())
+        .join(client::timestamp::routes())
+        .join(client::upgrade::routes())
         .join(client::room_state::routes())
 }
 

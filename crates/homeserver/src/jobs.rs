@@ -13,7 +13,7 @@ use crate::App;
 use crate::auth::devices;
 use crate::e2ee::{self, backup};
 use crate::error::{Error, Result};
-use crate::rooms::membership;
+use crate::rooms::{membership, upgrade};
 use crate::schema::{DEVICES, HEADS, JOBS, Job, MEMBERSHIPS, MembershipState, RoomNr, topic};
 
 /// Rooms that a job may change before it is another job's turn.
@@ -95,6 +95,21 @@ async fn slice(app: &App, job: &Job) -> Result<Option<Job>> {
                 skip_failure(&room_id, membership::leave(app, &user, &room_id).await)?;
             }
             Ok(next.map(|from| Job::LeaveAll { user_id: user_id.clone(), from }))
+        }
+        Job::CopyBans { from, to, by, after } => {
+            let room = |id: &str| RoomId::parse(id).map_err(Error::internal);
+            let user = UserId::parse(by).map_err(Error::internal)?;
+            let next = upgrade::copy_bans(app, &room(from)?, &room(to)?, &user, *after).await?;
+            let rest = |after| Job::CopyBans { from: from.clone(), to: to.clone(), by: by.clone(), after };
+            Ok(next.map(rest))
+        }
+        Job::LeaveGuests { room_id } => {
+            let room_id = RoomId::parse(room_id).map_err(Error::internal)?;
+            let guests = membership::unwanted_guests(app, &room_id, SLICE)?;
+            for guest in &guests {
+                skip_failure(&room_id, membership::leave(app, guest, &room_id).await)?;
+            }
+            Ok((guests.len() == SLICE).then(|| job.clone()))
         }
         Job::ForgetDevice { user_id, device_id } => {
             let forget = |tx: &mut Tx| -> Result<bool> {

@@ -175,6 +175,9 @@ pub const THREADS: Table<(RoomNr, Pos), String> =
 pub const THREAD_AT: Table<(RoomNr, String), Pos> =
     Table::new(0x2e, "thread_at", Hint::Lookup, None, "where the newest reply of a thread lies, by room and root");
 
+pub const REPORTS: Table<Pos, Report> =
+    Table::new(0x2f, "reports", Hint::Small, None, "what a user told the administrators of");
+
 // ---- media -------------------------------------------------------------------------------------------------------
 
 pub const MEDIA: Table<String, Media> = Table::new(
@@ -384,6 +387,7 @@ pub fn tables() -> Vec<TableDef> {
         RECEIPT_LOG.def(),
         THREADS.def(),
         THREAD_AT.def(),
+        REPORTS.def(),
         MEDIA.def(),
         USER_MEDIA.def(),
         MEDIA_FILES.def(),
@@ -427,6 +431,10 @@ pub enum Job {
     ForgetDevice { user_id: String, device_id: String },
     /// Delete the keys of a backup that was deleted.
     ForgetBackup { user_id: String, version: u64 },
+    /// Ban from a room whoever is banned from the one that it replaces, by member events after a position.
+    CopyBans { from: String, to: String, by: String, after: u64 },
+    /// Make guests leave a room that takes none any more.
+    LeaveGuests { room_id: String },
 }
 postcard_value!(Job, 1);
 
@@ -684,6 +692,24 @@ pub struct ReceiptKey {
     pub thread: String,
 }
 postcard_value!(ReceiptKey, 1);
+
+/// What somebody told the administrators of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// When, in milliseconds since the epoch.
+    pub ts: u64,
+    pub reporter: String,
+    pub reason: Option<String>,
+    pub about: Reported,
+}
+postcard_value!(Report, 1);
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reported {
+    Event { room_id: String, event_id: String },
+    Room { room_id: String },
+    User { user_id: String },
+}
 
 /// An upload, or a place kept for one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -25,6 +25,7 @@ pub mod summary;
 #[cfg(test)]
 mod testing;
 pub mod timeline;
+pub mod upgrade;
 pub mod visibility;
 
 pub use admit::{Facts, Needs, Step, Verdict, admit, admit_local};

@@ -45,6 +45,12 @@ impl<'a> Power<'a> {
         self.rules.authorization.explicitly_privilege_room_creators && self.creators.contains(user_id)
     }
 
+    /// The creators whose power is not a number.
+    pub fn privileged_creators(&self) -> impl Iterator<Item = &OwnedUserId> {
+        let privileged = self.rules.authorization.explicitly_privilege_room_creators;
+        self.creators.iter().filter(move |_| privileged)
+    }
+
     /// The power of a user.
     pub fn of(&self, user_id: &UserId) -> UserPowerLevel {
         if self.is_privileged_creator(user_id) {

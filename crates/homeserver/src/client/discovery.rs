@@ -12,7 +12,15 @@ use crate::http::{RawCtx, Response, Routes, json_response};
 const VERSIONS: &[&str] = &["v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11"];
 
 /// Features outside of the versions above. Once listed they stay for years.
-const UNSTABLE_FEATURES: &[&str] = &["org.matrix.msc3814", "org.matrix.simplified_msc3575", "org.matrix.msc4140"];
+const UNSTABLE_FEATURES: &[&str] = &[
+    "org.matrix.msc3814",
+    "org.matrix.simplified_msc3575",
+    "org.matrix.msc4140",
+    "org.matrix.msc4155",
+    "org.matrix.msc4380.stable",
+    "uk.half-shot.msc2666.query_mutual_rooms",
+    "uk.half-shot.msc2666.query_mutual_rooms.stable",
+];
 
 pub fn routes() -> Routes {
     Routes::default()

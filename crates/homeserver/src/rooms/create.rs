@@ -14,6 +14,7 @@ use store::{Read as _, Tx};
 
 use crate::App;
 use crate::error::{Error, ErrorCode, Result};
+use crate::rooms::invites;
 use crate::rooms::membership::{check_invitee, profile};
 use crate::rooms::send::content_from;
 use crate::rooms::write::{Origin, RoomTx};
@@ -83,6 +84,9 @@ impl Wanted {
         let version = &self.request.version;
         let rules = rules(version).ok_or_else(|| Error::internal("a room version without rules"))?;
         let mut request = self.request.clone();
+        for person in &request.invite {
+            invites::check(tx, &request.creator.user_id, &person.user_id)?;
+        }
         for person in std::iter::once(&mut request.creator).chain(&mut request.invite) {
             person.profile = profile(tx, &person.user_id)?;
         }
@@ -141,7 +145,7 @@ fn local_alias(app: &App, name: &str) -> Result<OwnedRoomAliasId> {
     RoomAliasId::parse(format!("#{name}:{}", app.server_name)).map_err(|cause| Error::invalid_param(cause.to_string()))
 }
 
-fn random_room_id(app: &App) -> Result<OwnedRoomId> {
+pub(super) fn random_room_id(app: &App) -> Result<OwnedRoomId> {
     RoomId::parse(format!("!{}:{}", app.rng.alphanumeric(18), app.server_name)).map_err(Error::internal)
 }
 

@@ -13,8 +13,10 @@ use store::{Pos, Read};
 
 use crate::App;
 use crate::error::{Error, ErrorCode, Result};
-use crate::rooms::change;
+use crate::rooms::read::RoomReader;
+use crate::rooms::upgrade::{Follow, predecessor};
 use crate::rooms::write::{Origin, RoomTx};
+use crate::rooms::{change, invites};
 use crate::schema::{self, MembershipState, room_nr};
 
 /// What a user wants done to a membership, theirs or another's.
@@ -27,12 +29,14 @@ pub struct Wish<'a> {
     pub is_direct: bool,
     /// The actor is a guest, who may only join where guests may.
     pub guest: bool,
+    /// Moves what who joins a room keeps about the room that it replaces.
+    pub follow: Option<Follow>,
 }
 
 impl<'a> Wish<'a> {
     /// Something that somebody does to themselves.
     pub fn own(act: Act, user_id: &'a UserId) -> Self {
-        Wish { act, actor: user_id, target: user_id, reason: None, is_direct: false, guest: false }
+        Wish { act, actor: user_id, target: user_id, reason: None, is_direct: false, guest: false, follow: None }
     }
 }
 
@@ -47,6 +51,9 @@ pub async fn carry_out(app: &App, room_id: &RoomId, wish: Wish<'_>) -> Result<()
         if plan == Plan::Nothing {
             return Ok(());
         }
+        if wish.act == Act::Invite {
+            invites::check(room.tx, wish.actor, wish.target)?;
+        }
         if wish.act == Act::Knock {
             let join_rules = room.state(&StateEventType::RoomJoinRules, "")?;
             check_knock(join_rules.as_deref(), room.rules).map_err(refuse)?;
@@ -60,9 +67,27 @@ pub async fn carry_out(app: &App, room_id: &RoomId, wish: Wish<'_>) -> Result<()
         }
         let draft = draft(wish.act, wish.actor.to_owned(), wish.target, details, app.clock.now());
         room.append(draft, Origin::default())?;
-        Ok(())
+        match wish.follow {
+            Some(follow) if wish.act == Act::Join => follow_upgrade(room, wish.target, follow),
+            _ => Ok(()),
+        }
     })
     .await?;
+    Ok(())
+}
+
+/// Who joins for the first time the successor of a room that they were in takes along what they keep about it.
+fn follow_upgrade(room: &mut RoomTx<'_>, user_id: &UserId, follow: Follow) -> Result<()> {
+    let before = room.tx.peek(&schema::MEMBERSHIPS, (user_id.as_str(), room.nr))?;
+    if before.is_some_and(|before| before.joined.is_some()) {
+        return Ok(());
+    }
+    let Some(old) = predecessor(room)? else { return Ok(()) };
+    let was = room.tx.peek(&schema::MEMBERSHIPS, (user_id.as_str(), room_nr(&old)))?;
+    if was.is_some_and(|was| was.joined.is_some()) {
+        let new = room.room_id.clone();
+        follow(room.tx, user_id, &old, &new)?;
+    }
     Ok(())
 }
 
@@ -178,7 +203,38 @@ fn authoriser(room: &RoomTx<'_>, wish: &Wish<'_>, current: &Member) -> Result<Op
 
 fn guests_may_join(room: &RoomTx<'_>) -> Result<bool> {
     let access = room.state(&StateEventType::RoomGuestAccess, "")?;
-    Ok(access.is_some_and(|pdu| pdu.content_field::<&str>("guest_access") == Some("can_join")))
+    Ok(access.is_some_and(|pdu| takes_guests(&pdu)))
+}
+
+/// The guests in a room that takes none, at most so many.
+pub fn unwanted_guests(app: &App, room_id: &RoomId, most: usize) -> Result<Vec<OwnedUserId>> {
+    let read = app.store.snapshot();
+    let reader = RoomReader::new(&app.room_cache, &read);
+    let Some((room, head)) = reader.head(room_id)? else { return Ok(Vec::new()) };
+    let access = reader.state_pdu(room, &head, head.state, &StateEventType::RoomGuestAccess, "")?;
+    if access.is_some_and(|pdu| takes_guests(&pdu)) {
+        return Ok(Vec::new());
+    }
+    let mut guests = Vec::new();
+    for at in reader.state_positions(head.state, Select::Only(Part::Members))? {
+        let Some(member) = reader.pdu(room, &head, at)? else { continue };
+        let user_id = member.state_key.as_deref().and_then(|key| UserId::parse(key).ok());
+        let Some(user_id) = user_id.filter(|_| ::rooms::membership::of(Some(&member)) == Member::Join) else {
+            continue;
+        };
+        if read.get(&schema::USERS, user_id.as_str())?.is_some_and(|user| user.guest) {
+            guests.push(user_id);
+        }
+        if guests.len() == most {
+            break;
+        }
+    }
+    Ok(guests)
+}
+
+/// Whether a guest access event lets guests in.
+pub fn takes_guests(access: &::rooms::Pdu) -> bool {
+    access.content_field::<&str>("guest_access") == Some("can_join")
 }
 
 fn joined_local_users(room: &RoomTx<'_>) -> Result<Vec<OwnedUserId>> {

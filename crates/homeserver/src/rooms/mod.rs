@@ -3,7 +3,9 @@
 pub mod aliases;
 pub mod create;
 pub mod hierarchy;
+pub mod invites;
 pub mod membership;
+pub mod moment;
 pub mod pages;
 pub mod public;
 pub mod read;
@@ -15,6 +17,7 @@ pub mod summary;
 #[cfg(test)]
 mod tests;
 pub mod threads;
+pub mod upgrade;
 pub mod visibility;
 pub mod write;
 

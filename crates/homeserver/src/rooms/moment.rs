@@ -63,13 +63,7 @@ struct Nearest<'a, R> {
 
 impl<R: Read> Nearest<'_, R> {
     /// Looks at events, until `nearby` of them came after the first that counts, or `most` in all.
-    fn look(
-        &mut self,
-        reader: RoomReader<'_, R>,
-        span: Span<(RoomNr, Pos)>,
-        nearby: usize,
-        most: usize,
-    ) -> Result<()> {
+    fn look(&mut self, reader: RoomReader<'_, R>, span: Span<(RoomNr, Pos)>, nearby: usize, most: usize) -> Result<()> {
         let mut left = most;
         for row in reader.read.scan(&schema::EVENTS, span.limit(most)) {
             let ((_, at), event) = row?;

@@ -20,9 +20,10 @@ use store::{Pos, Read as _, Tx, ValueBuf, View};
 
 use crate::App;
 use crate::error::{Error, Result};
+use crate::rooms::membership::takes_guests;
 use crate::rooms::read::RoomReader;
 use crate::rooms::relations::{THREAD, newest_reply};
-use crate::schema::{self, EventAt, Membership, MembershipState, Relation, RoomNr, room_nr};
+use crate::schema::{self, EventAt, Job, Membership, MembershipState, Relation, RoomNr, room_nr};
 use crate::stored::{Head, NewEvent, StoredEvent, TxnEcho};
 
 /// A room as one transaction sees and changes it. Call [`RoomTx::finish`] when all events are in.
@@ -216,6 +217,12 @@ impl<'a> RoomTx<'a> {
         if pdu.kind == TimelineEventType::RoomRedaction {
             self.apply_redaction(&pdu, at)?;
         }
+        if let Some(replaced) = replaces.filter(|_| pdu.kind == TimelineEventType::RoomGuestAccess) {
+            let took_guests = self.pdu(replaced)?.is_some_and(|access| takes_guests(&access));
+            if took_guests && !takes_guests(&pdu) {
+                self.show_guests_out();
+            }
+        }
         self.put_relation(&pdu, at)?;
         let parts = ::rooms::event::split_for_storage(&sealed.object, self.rules);
         let event = NewEvent {
@@ -345,9 +352,18 @@ impl<'a> RoomTx<'a> {
         }
         let redacted = self.redact(&target, at)?;
         self.delete_relation(&target, target_at)?;
+        if target.is_state("m.room.guest_access", "") {
+            self.show_guests_out();
+        }
         self.tx.put_buf(&schema::EVENTS, (self.nr, target_at), redacted);
         self.redacted.push(EventAt { room: self.nr, at: target_at });
         Ok(())
+    }
+
+    /// Whoever is in the room as a guest leaves it, after this commit.
+    fn show_guests_out(&mut self) {
+        let job = self.tx.next_pos();
+        self.tx.put(&schema::JOBS, job, &Job::LeaveGuests { room_id: self.room_id.to_string() });
     }
 
     /// What is redacted relates to nothing any more.

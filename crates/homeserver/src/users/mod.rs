@@ -8,3 +8,4 @@ pub mod directory;
 pub mod filters;
 pub mod profiles;
 pub mod push_rules;
+pub mod upgrade;
