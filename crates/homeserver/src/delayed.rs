@@ -81,7 +81,7 @@ pub async fn schedule(app: &App, plan: &Plan) -> Result<String> {
                 return Ok(done.event_id);
             }
             txn.check_device(tx)?;
-            tx.put(&schema::TXNS, txn.row(), &schema::Txn { event_id: fresh_id.clone() });
+            tx.put(&schema::TXNS, txn.row(), &schema::Txn::new(&*fresh_id, now_ms));
         }
         let member = tx.get(&schema::MEMBERSHIPS, (plan.user_id.as_str(), room_nr(&plan.room_id)))?;
         if member.is_none_or(|member| member.state != MembershipState::Join) {

@@ -268,7 +268,7 @@ mod tests {
                 let mut hash = [0; 16];
                 hash[..2].copy_from_slice(&chunk.to_be_bytes());
                 hash[2..4].copy_from_slice(&nr.to_be_bytes());
-                batch.put(&TXNS, (&alice.user_id, &alice.device_id, &hash), &Txn { event_id: String::new() });
+                batch.put(&TXNS, (&alice.user_id, &alice.device_id, &hash), &Txn::new("", 0));
             }
             server.app.store.commit(batch).unwrap().durable().await.unwrap();
         }

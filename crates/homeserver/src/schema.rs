@@ -630,8 +630,34 @@ impl Value for Membership {
 pub struct Txn {
     /// Empty for transactions whose answer is an empty object.
     pub event_id: String,
+    /// The day it was answered on, since the epoch; 0 for those of a time when it was not written down.
+    pub day: u32,
 }
-postcard_value!(Txn, 1);
+postcard_value!(Txn, 2, from TxnV1);
+
+impl Txn {
+    pub fn new(event_id: impl Into<String>, now_ms: u64) -> Self {
+        Txn { event_id: event_id.into(), day: Self::day(now_ms) }
+    }
+
+    /// The day that a moment is on.
+    pub fn day(now_ms: u64) -> u32 {
+        (now_ms / (24 * 60 * 60 * 1000)) as u32
+    }
+}
+
+/// The first format.
+#[derive(Serialize, Deserialize)]
+pub struct TxnV1 {
+    event_id: String,
+}
+postcard_value!(TxnV1, 1);
+
+impl From<TxnV1> for Txn {
+    fn from(old: TxnV1) -> Self {
+        Txn { event_id: old.event_id, day: 0 }
+    }
+}
 
 /// How an event relates to its parent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -986,6 +1012,17 @@ fn format_one(version: u8) -> Result<(), Corrupt> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn transactions_of_the_first_format_are_read() {
+        let mut old = ValueBuf::default();
+        TxnV1 { event_id: "$x".to_owned() }.encode(&mut old);
+        let read = Txn::decode(Raw::Borrowed(old.as_bytes())).unwrap();
+        assert_eq!(read, Txn { event_id: "$x".to_owned(), day: 0 });
+        let mut new = ValueBuf::default();
+        Txn::new("$y", 1_700_000_000_000).encode(&mut new);
+        insta::assert_snapshot!(format!("{:02x?}", new.as_bytes()), @"[02, 02, 24, 79, db, 99, 01]");
+    }
 
     #[test]
     fn the_tables_are_these_and_tags_are_unique() {

@@ -41,7 +41,7 @@ async fn send_to_device(mut ctx: RawCtx) -> Result<Response> {
     }
     let (sender, device_id) = (&*requester.user_id, requester.device_id.as_deref());
     let txn = TxnKey::new(sender, device_id, &["sendToDevice", kind], <&TransactionId>::from(ctx.arg(1)));
-    let sending = Sending { sender, kind, messages: &body.messages, txn: txn.row() };
+    let sending = Sending { sender, kind, messages: &body.messages, txn: txn.row(), now_ms: ctx.app.clock.now_ms() };
     ctx.app.store.transact(|tx| to_device::send(tx, &ctx.app.server_name, &sending)).await?;
     Ok(json_response(StatusCode::OK, "{}"))
 }

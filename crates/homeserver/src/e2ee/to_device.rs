@@ -25,6 +25,7 @@ pub struct Sending<'a> {
     pub messages: &'a Messages,
     /// The row that says whether this was done already.
     pub txn: (&'a str, &'a str, &'a [u8; 16]),
+    pub now_ms: u64,
 }
 
 /// An event as the device gets it.
@@ -58,7 +59,7 @@ pub fn send(tx: &mut Tx, server_name: &ServerName, sending: &Sending<'_>) -> Res
             }
         }
     }
-    tx.put(&TXNS, sending.txn, &Txn { event_id: String::new() });
+    tx.put(&TXNS, sending.txn, &Txn::new("", sending.now_ms));
     Ok(())
 }
 

@@ -80,7 +80,7 @@ pub async fn send(app: &App, room_id: &RoomId, draft: Draft, txn: Option<TxnKey>
         }
         let event_id = put(room, draft.clone(), txn.as_ref().map(TxnKey::echo))?;
         if let Some(txn) = &txn {
-            room.tx.put(&schema::TXNS, txn.row(), &Txn { event_id: event_id.to_string() });
+            room.tx.put(&schema::TXNS, txn.row(), &Txn::new(event_id.as_str(), app.clock.now_ms()));
         }
         Ok(event_id)
     })
