@@ -46,6 +46,7 @@ pub fn routes() -> Routes {
         .join(client::messages::routes())
         .join(client::relations::routes())
         .join(client::threads::routes())
+        .join(client::search::routes())
         .join(client::spaces::routes())
         .join(client::reporting::routes())
         .join(client::mutual_rooms::routes())

@@ -14,6 +14,7 @@ pub mod error;
 pub mod gateway;
 pub mod housekeeping;
 pub mod http;
+pub mod indexing;
 pub mod jobs;
 pub mod limits;
 pub mod log;

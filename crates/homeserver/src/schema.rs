@@ -178,6 +178,17 @@ pub const THREAD_AT: Table<(RoomNr, String), Pos> =
 pub const REPORTS: Table<Pos, Report> =
     Table::new(0x2f, "reports", Hint::Small, None, "what a user told the administrators of");
 
+/// Written by `rooms::search` some time after the events; it can be made anew from them.
+pub const SEARCH_WORDS: Table<(RoomNr, String, Pos), Postings> = Table::new(
+    0x30,
+    "search_words",
+    Hint::Bulk,
+    None,
+    "in which events of a room a word stands, by room, word and position of the last that was looked at",
+);
+pub const SEARCHED: Table<RoomNr, Pos> =
+    Table::new(0x31, "searched", Hint::Small, None, "up to which event the words of a room are known");
+
 // ---- media -------------------------------------------------------------------------------------------------------
 
 pub const MEDIA: Table<String, Media> = Table::new(
@@ -388,6 +399,8 @@ pub fn tables() -> Vec<TableDef> {
         THREADS.def(),
         THREAD_AT.def(),
         REPORTS.def(),
+        SEARCH_WORDS.def(),
+        SEARCHED.def(),
         MEDIA.def(),
         USER_MEDIA.def(),
         MEDIA_FILES.def(),
@@ -719,6 +732,30 @@ pub struct ReceiptKey {
 }
 postcard_value!(ReceiptKey, 1);
 
+/// In which events a word stands: ascending positions, of which the last is in the key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Postings(pub Vec<u64>);
+
+impl Value for Postings {
+    fn encode(&self, out: &mut ValueBuf) {
+        out.u8(1);
+        let before = std::iter::once(&0).chain(&self.0);
+        let steps: Vec<u64> = self.0.iter().zip(before).map(|(at, before)| at.saturating_sub(*before)).collect();
+        out.postcard(&steps);
+    }
+    fn decode(raw: Raw<'_>) -> Result<Self, Corrupt> {
+        let mut r = raw.reader();
+        format_one(r.u8()?)?;
+        let steps: Vec<u64> = r.postcard()?;
+        r.end()?;
+        let add = |at: &mut u64, step: u64| {
+            *at = at.saturating_add(step);
+            Some(*at)
+        };
+        Ok(Postings(steps.into_iter().scan(0, add).collect()))
+    }
+}
+
 /// What somebody told the administrators of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -1035,5 +1072,14 @@ mod tests {
             .map(|t| format!("{:02x} {} {:?}{}", t.tag, t.name, t.hint, if t.chunked { " chunked" } else { "" }))
             .collect();
         insta::assert_snapshot!(list.join("\n"));
+    }
+
+    #[test]
+    fn postings_come_back() {
+        for block in [vec![], vec![7], vec![1, 2, 900, u64::MAX >> 1]] {
+            let mut bytes = ValueBuf::default();
+            Postings(block.clone()).encode(&mut bytes);
+            assert_eq!(Postings::decode(Raw::Borrowed(bytes.as_bytes())).unwrap().0, block);
+        }
     }
 }

@@ -21,6 +21,7 @@ use crate::gateway;
 use crate::housekeeping;
 use crate::http::Router;
 use crate::http::listener::{Certificate, Connections, Door};
+use crate::indexing;
 use crate::jobs;
 use crate::notify::Notify;
 use crate::rng::Rng;
@@ -95,6 +96,7 @@ impl Server {
         app.media.start().await.map_err(file(|| format!("media directory {}", media_dir.display())))?;
         app.tasks.spawn(jobs::run(app.clone()));
         app.tasks.spawn(housekeeping::run(app.clone()));
+        app.tasks.spawn(indexing::run(app.clone()));
         app.tasks.spawn(gateway::run(app.clone()));
         app.tasks.spawn(delayed::run(app.clone()));
         let admin = bind_unix(&bound.admin)?;

@@ -27,7 +27,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer { siblings: false, modules: &["auth"] },
     Layer { siblings: false, modules: &["appservice", "e2ee", "media", "push", "rooms", "users"] },
-    Layer { siblings: false, modules: &["delayed", "federation", "housekeeping", "jobs", "sync"] },
+    Layer { siblings: false, modules: &["delayed", "federation", "housekeeping", "indexing", "jobs", "sync"] },
     Layer { siblings: false, modules: &["gateway"] },
     Layer { siblings: false, modules: &["http"] },
     Layer { siblings: false, modules: &["admin", "client", "federation/server"] },

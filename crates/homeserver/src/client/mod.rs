@@ -34,6 +34,7 @@ pub mod relations;
 pub mod reporting;
 pub mod room_keys;
 pub mod room_state;
+pub mod search;
 pub mod session;
 pub mod signing_keys;
 pub mod sliding_sync;

@@ -10,6 +10,7 @@ pub mod pages;
 pub mod public;
 pub mod read;
 pub mod relations;
+pub mod search;
 pub mod send;
 pub mod shown;
 pub mod sight;

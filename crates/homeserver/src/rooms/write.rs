@@ -352,6 +352,7 @@ impl<'a> RoomTx<'a> {
         }
         let redacted = self.redact(&target, at)?;
         self.delete_relation(&target, target_at)?;
+        crate::rooms::search::forget(self.tx, self.nr, target_at, &target)?;
         if target.is_state("m.room.guest_access", "") {
             self.show_guests_out();
         }
