@@ -371,4 +371,57 @@ mod tests {
         let failed = post(&outgoing(), "http://127.0.0.1:*", &url).await.unwrap_err();
         assert!(matches!(failed, OutgoingError::Unreachable(..)));
     }
+
+    /// A server with a certificate of its own for `localhost`: where it listens, and the file with the certificate.
+    async fn tls_server(dir: &Path) -> (u16, PathBuf) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let file = dir.join("ca.pem");
+        std::fs::write(&file, made.cert.pem()).unwrap();
+        let key =
+            rustls::pki_types::PrivateKeyDer::from_pem_slice(made.signing_key.serialize_pem().as_bytes()).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+                let mut buffer = [0; 4096];
+                let _ = stream.read(&mut buffer).await.unwrap();
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                stream.flush().await.unwrap();
+            }
+        });
+        (port, file)
+    }
+
+    #[tokio::test]
+    async fn only_those_are_talked_to_who_prove_who_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let (port, ca_file) = tls_server(dir.path()).await;
+        let (_, other_file) = {
+            let other = tempfile::tempdir().unwrap();
+            let made = tls_server(other.path()).await;
+            std::fs::copy(&made.1, dir.path().join("other.pem")).unwrap();
+            (made.0, dir.path().join("other.pem"))
+        };
+        let with = |file: PathBuf| {
+            let mut config = Config::new(ruma::owned_server_name!("hs.test"));
+            config.push.gateways = vec!["https://localhost:*".parse().unwrap()];
+            config.outgoing.ca_file = Some(file);
+            Outgoing::new(&config)
+        };
+        let url = format!("https://localhost:{port}/x");
+        assert_eq!(post(&with(ca_file), "https://localhost:*", &url).await.unwrap().0, 200);
+        let stranger = post(&with(other_file), "https://localhost:*", &url).await.unwrap_err();
+        assert!(matches!(stranger, OutgoingError::Unreachable(..)), "{stranger}");
+        let nobody = post(&with(dir.path().join("none.pem")), "https://localhost:*", &url).await.unwrap_err();
+        assert!(nobody.to_string().contains("none.pem"), "{nobody}");
+    }
 }

@@ -308,6 +308,29 @@ async fn pitfall_073_a_rejected_pushkey_is_the_end_of_its_pusher() {
 }
 
 #[tokio::test]
+async fn pitfall_011_a_session_that_ended_is_told_nothing_more() {
+    let mut gateway = Gateway::open().await;
+    let (server, _follower) = server(&gateway, MemoryDisk::new());
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let phone = server.log_in("bob").await;
+    let room = room(&alice, &[&bob]).await;
+    set_pusher(&bob, &gateway, "stays", json!({})).await;
+    set_pusher(&phone, &gateway, "goes", json!({})).await;
+    settle(&server).await;
+    say(&alice, &room, text("one")).await;
+    let mut keys = [gateway.next().await, gateway.next().await].map(|told| told["devices"][0]["pushkey"].to_string());
+    keys.sort();
+    assert_eq!(keys, ["\"goes\"", "\"stays\""]);
+    assert_eq!(phone.client.post("/_matrix/client/v3/logout", json!({})).await.status, 200);
+    settle(&server).await;
+    let second = say(&alice, &room, text("two")).await;
+    settle(&server).await;
+    let told = gateway.next().await;
+    assert_eq!((&told["event_id"], &told["devices"][0]["pushkey"]), (&json!(second), &json!("stays")));
+    assert!(gateway.is_silent());
+}
+
+#[tokio::test]
 async fn what_was_not_told_when_the_server_stopped_is_told_after_its_start_and_nothing_else() {
     let mut gateway = Gateway::open().await;
     let disk = MemoryDisk::new();

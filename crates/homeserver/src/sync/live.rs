@@ -317,3 +317,34 @@ impl LiveUser {
         Tastes::read(&self.rules, snapshot, &self.user_id, known.as_deref()).map(Arc::new)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::testing::{Server, User};
+
+    fn shares(server: &Server, user: &User) -> bool {
+        let user_id = <&ruma::UserId>::try_from(user.user_id.as_str()).unwrap();
+        let look = server.app.sync.live.get(&server.app.store, user_id).look(&server.app.store).unwrap();
+        look.tastes.changed_rules.is_none()
+    }
+
+    #[tokio::test]
+    async fn who_changed_no_rule_keeps_none_in_memory() {
+        let server = Server::default();
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        assert!(shares(&server, &alice) && shares(&server, &bob));
+        let rule = "/_matrix/client/v3/pushrules/global/override/.m.rule.master/enabled";
+        assert_eq!(alice.client.put(rule, json!({ "enabled": true })).await.status, 200);
+        assert!(!shares(&server, &alice) && shares(&server, &bob));
+        let user_id = <&ruma::UserId>::try_from(alice.user_id.as_str()).unwrap();
+        let snapshot = server.app.store.snapshot();
+        let tastes = server.app.sync.live.tastes(&snapshot, user_id, None).unwrap();
+        // Also when there is no place for them in memory.
+        tastes.changed_rules.as_ref().unwrap().0.clear();
+        assert!(tastes.rules(&snapshot, user_id).unwrap().weight() > 0);
+        assert_eq!(alice.client.put(rule, json!({ "enabled": false })).await.status, 200);
+        assert!(shares(&server, &alice), "what was changed back is like never changed");
+    }
+}
