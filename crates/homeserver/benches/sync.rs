@@ -97,6 +97,9 @@ fn benches(c: &mut Criterion) {
     group.bench_function("sliding, empty", |b| b.iter(|| post(&pos).body.len()));
     runtime.block_on(say(&app, &rooms[0], 0));
     group.bench_function("sliding, one event", |b| b.iter(|| post(&pos).body.len()));
+    let everything = json!({"lists": {"all": {"ranges": [[0, 99]], "timeline_limit": 1, "required_state": required}}});
+    let all_rooms = || runtime.block_on(client.post(sliding, everything.clone())).body.len();
+    group.bench_function("sliding, first, a hundred rooms", |b| b.iter(all_rooms));
 
     let (live, filter) = (app.sync.live.get(&app.store, &user_id), Filter::default());
     let state_after = StateAfter::default();

@@ -158,7 +158,8 @@ struct AllBody {
 impl KeyBody {
     fn read(self, room_id: &str, session_id: &str) -> Result<NewKey> {
         RoomId::parse(room_id)?;
-        if session_id.is_empty() || session_id.len() > MAX_ID_BYTES || room_id.len() > MAX_ID_BYTES {
+        let fits = |id: &str| !id.is_empty() && id.len() <= MAX_ID_BYTES && !id.contains(char::is_control);
+        if !fits(session_id) || !fits(room_id) {
             return Err(Error::invalid_param("This is no ID of a session or of a room"));
         }
         let session_data = String::from(Box::<str>::from(self.session_data));
@@ -511,7 +512,7 @@ mod tests {
             key.as_object_mut().unwrap().remove(wrong);
             assert_eq!(alice.client.put(&at("/!r:hs.test/s", &version), key).await.status, 400, "{wrong}");
         }
-        for path in ["/nonsense/s", &format!("/!r:hs.test/{}", "s".repeat(300))] {
+        for path in ["/nonsense/s", "/!r:hs.test/s%00", &format!("/!r:hs.test/{}", "s".repeat(300))] {
             assert_eq!(alice.client.put(&at(path, &version), good.clone()).await.status, 400);
         }
         assert_eq!(outcome(&server.client.get(VERSION).await).0, 401);

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::schema::{BACKED_UP_KEYS, BACKUPS, BackedUpKey, Backup, JOBS, Job};
 
 /// So many keys are deleted in one commit.
-const MAX_DELETED: usize = 1_000;
+const MAX_DELETED: usize = 500;
 
 /// A key on its way into a backup.
 #[derive(Debug)]
