@@ -202,6 +202,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn pitfall_016_a_closed_account_has_no_pushers() {
+        use store::Read as _;
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        set(&alice, pusher("one")).await;
+        // One that no device made.
+        let mut batch = store::Batch::new();
+        batch.put(&crate::schema::PUSHERS, (&alice.user_id, "bridge", "two"), &crate::schema::Pusher::default());
+        server.app.store.commit(batch).unwrap().durable().await.unwrap();
+        let body = json!({ "auth": alice.auth() });
+        assert_eq!(alice.client.post("/_matrix/client/v3/account/deactivate", body).await.status, 200);
+        let table = crate::schema::PUSHERS;
+        assert_eq!(server.app.store.snapshot().count(&table, table.all()).unwrap(), 0);
+    }
+
+    #[tokio::test]
     async fn pitfall_012_a_new_password_ends_the_pushers_of_other_sessions() {
         let server = Server::default();
         let alice = server.user("alice").await;

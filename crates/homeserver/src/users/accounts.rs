@@ -91,6 +91,7 @@ pub fn may_log_in(tx: &Tx, user_id: &UserId) -> Result<()> {
 pub fn close(tx: &mut Tx, user_id: &UserId, erase: bool) -> Result<()> {
     let user = tx.get(&USERS, user_id.as_str())?.ok_or_else(|| Error::not_found("There is no such account"))?;
     devices::delete_others(tx, user_id.as_str(), None)?;
+    devices::delete_other_pushers(tx, user_id.as_str(), None)?;
     if erase {
         profiles::delete_all(tx, user_id)?;
     }
