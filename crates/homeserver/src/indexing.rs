@@ -1,18 +1,19 @@
 //! Keeps the index for searching up to date: a follower of the journal, some seconds behind what happens.
 //!
 //! Rooms that many speak in are indexed in larger pieces that way, and sending waits for none of it: a search reads what
-//! the index does not know yet. Where the follower is new, or the index was taken away, all rooms are gone through once.
+//! the index does not know yet. Where the follower is new, or the index was taken away, all rooms are gone through once,
+//! and the index of threads, which is kept together with the events, is checked on the way.
 //! Not here: what the index holds (`rooms::search`).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use store::{Batch, Pos, Read as _, journal};
+use store::{Batch, Pos, Read as _, Snapshot, journal};
 
 use crate::App;
 use crate::error::Result;
-use crate::rooms::search;
-use crate::schema::{HEADS, RoomNr, topic};
+use crate::rooms::{search, threads};
+use crate::schema::{HEADS, RoomNr, SEARCHED, topic};
 
 const FOLLOWER: &str = "search";
 /// So many commits are taken together.
@@ -44,7 +45,11 @@ pub async fn run(app: App) {
 
 /// Indexes everything that happened so far.
 pub async fn catch_up(app: &App) -> Result<()> {
-    let Some(mut done) = journal::cursor(&app.store.snapshot(), FOLLOWER)? else { return index_all(app).await };
+    let done = {
+        let read = app.store.snapshot();
+        if is_gone(&read)? { None } else { journal::cursor(&read, FOLLOWER)? }
+    };
+    let Some(mut done) = done else { return index_all(app).await };
     loop {
         let entries = journal::read(&app.store.snapshot(), done, SLICE)?;
         let Some(last) = entries.last().map(|entry| entry.version) else { return Ok(()) };
@@ -59,6 +64,11 @@ pub async fn catch_up(app: &App) -> Result<()> {
     }
 }
 
+/// Whether there are rooms, and none is in the index.
+fn is_gone(read: &Snapshot) -> store::Result<bool> {
+    Ok(read.first(&SEARCHED, SEARCHED.all())?.is_none() && read.first(&HEADS, HEADS.all())?.is_some())
+}
+
 /// Indexes all rooms, and follows from where that began.
 async fn index_all(app: &App) -> Result<()> {
     let began = app.store.snapshot().version();
@@ -71,6 +81,7 @@ async fn index_all(app: &App) -> Result<()> {
         };
         for room in &rooms {
             search::index(app, *room).await?;
+            threads::index(app, *room).await?;
         }
         from = rooms.last().filter(|_| rooms.len() == ROOMS).and_then(|last| last.checked_add(1));
     }
@@ -82,4 +93,71 @@ async fn advance(app: &App, version: Pos) -> Result<()> {
     journal::advance(&mut batch, FOLLOWER, version);
     app.store.commit(batch)?.durable().await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use store::{Key, Table, Value};
+
+    use super::*;
+    use crate::schema::{SEARCH_WORDS, THREAD_AT, THREADS};
+    use crate::testing::Server;
+
+    async fn clear<K, V>(app: &App, table: &Table<K, V>, delete: impl Fn(&mut Batch, &K))
+    where
+        K: Key,
+        V: Value,
+    {
+        let mut batch = Batch::new();
+        {
+            let read = app.store.snapshot();
+            let keys: Vec<K> = read.scan(table, table.all()).keys().collect::<store::Result<_>>().unwrap();
+            assert!(!keys.is_empty());
+            keys.iter().for_each(|key| delete(&mut batch, key));
+        }
+        app.store.commit(batch).unwrap().durable().await.unwrap();
+    }
+
+    fn counts(app: &App) -> [usize; 3] {
+        let read = app.store.snapshot();
+        [
+            read.count(&SEARCH_WORDS, SEARCH_WORDS.all()).unwrap(),
+            read.count(&THREADS, THREADS.all()).unwrap(),
+            read.count(&THREAD_AT, THREAD_AT.all()).unwrap(),
+        ]
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_away_is_made_anew_and_a_second_time_changes_nothing() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        let body = json!({"preset": "public_chat", "name": "one two"});
+        let room = alice.client.post("/_matrix/client/v3/createRoom", body).await.json()["room_id"].clone();
+        let say = async |txn: u32, content| {
+            let room = room.as_str().unwrap();
+            let path = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/{txn}");
+            alice.client.put(&path, content).await.json()["event_id"].as_str().unwrap().to_owned()
+        };
+        let root = say(1, json!({"msgtype": "m.text", "body": "root"})).await;
+        for nr in 2..5 {
+            let relates_to = json!({"rel_type": "m.thread", "event_id": root});
+            say(nr, json!({"msgtype": "m.text", "body": format!("reply {nr}"), "m.relates_to": relates_to})).await;
+        }
+        let app = &server.app;
+        catch_up(app).await.unwrap();
+        let before = counts(app);
+        assert_eq!(before, [7, 1, 1]);
+        clear(app, &SEARCH_WORDS, |batch, (room, word, at)| batch.delete(&SEARCH_WORDS, (*room, word.as_str(), *at)))
+            .await;
+        clear(app, &SEARCHED, |batch, room| batch.delete(&SEARCHED, *room)).await;
+        clear(app, &THREADS, |batch, (room, at)| batch.delete(&THREADS, (*room, *at))).await;
+        clear(app, &THREAD_AT, |batch, (room, root)| batch.delete(&THREAD_AT, (*room, root.as_str()))).await;
+        assert_eq!(counts(app), [0, 0, 0]);
+        catch_up(app).await.unwrap();
+        assert_eq!(counts(app), before);
+        let tip = app.store.tip();
+        catch_up(app).await.unwrap();
+        assert_eq!(app.store.tip(), tip);
+    }
 }

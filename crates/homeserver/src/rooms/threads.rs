@@ -4,16 +4,18 @@
 //! does: it yields the threads whose newest reply lies at or before it. Not here: what is bundled with a root.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 use ::rooms::event::rules;
 use ::rooms::timeline::Direction;
 use ruma::UserId;
-use store::{Pos, Raw, Read, Value as _, ValueBuf};
+use store::{Pos, Raw, Read, Tx, Value as _, ValueBuf};
 
 use super::pages::after;
 use super::read::RoomReader;
 use super::relations::{Page, THREAD, newest_reply};
 use super::visibility::{Eyes, Ignored, Reach, Standing};
+use crate::App;
 use crate::error::{Error, Result};
 use crate::schema::{self, RoomNr};
 use crate::stored::StoredEvent;
@@ -22,6 +24,9 @@ use crate::stored::StoredEvent;
 const MAX_SCANNED: usize = 500;
 /// The most replies that are looked at for one page.
 const MAX_REPLIES: usize = 20_000;
+
+/// The most relations that are looked at in one commit when threads are indexed anew.
+const MAX_INDEXED: usize = 2_000;
 
 /// What somebody wants to read.
 pub struct Wanted<'a> {
@@ -84,6 +89,41 @@ fn threads<R: Read>(reader: RoomReader<'_, R>, reach: &Reach, end: Pos) -> Resul
         threads.sort_unstable_by_key(|(newest, _)| Reverse(*newest));
     }
     Ok((threads, more))
+}
+
+/// Finds the threads of a room that the index does not know: those from before there was one.
+pub async fn index(app: &App, room: RoomNr) -> Result<()> {
+    let mut from = Some((String::new(), Pos::ZERO));
+    while let Some(start) = from {
+        from = app.store.transact(|tx| index_some(tx, room, &start)).await?.value;
+    }
+    Ok(())
+}
+
+/// Looks at some relations of a room. Returns where to go on.
+fn index_some(tx: &mut Tx, room: RoomNr, (parent, at): &(String, Pos)) -> Result<Option<(String, Pos)>> {
+    let mut newest: BTreeMap<String, Pos> = BTreeMap::new();
+    let mut last = None;
+    let span = schema::RELATIONS.prefix((room,)).after((room, parent, *at)).limit(MAX_INDEXED);
+    for (count, row) in tx.unchecked().scan(&schema::RELATIONS, span).enumerate() {
+        let ((_, parent, at), relation) = row?;
+        last = (count + 1 == MAX_INDEXED).then(|| (parent.clone(), at));
+        if relation.rel_type == THREAD {
+            newest.insert(parent, at);
+        }
+    }
+    for (root, at) in newest {
+        let known = tx.get(&schema::THREAD_AT, (room, &root))?;
+        if known.is_some_and(|known| known >= at) {
+            continue;
+        }
+        if let Some(known) = known {
+            tx.delete(&schema::THREADS, (room, known));
+        }
+        tx.put(&schema::THREADS, (room, at), &root);
+        tx.put(&schema::THREAD_AT, (room, &root), &at);
+    }
+    Ok(last)
 }
 
 /// Whether the thread has a reply that the user sees, and the user is part of it if that is wanted.
