@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use homeserver::http::Answer;
+use rand::seq::IteratorRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -226,7 +227,11 @@ impl Sim {
 
     fn start(&mut self, planned: Planned) {
         let Planned { device, request, op } = planned;
-        let request = request.with_token(&self.model.devices[device].token);
+        let mut asks = device;
+        if self.world.sabotage == Some(Sabotage::MistakeUser) && matches!(op, Op::Look { .. }) {
+            asks = self.model.alive().into_iter().choose(&mut self.dice).unwrap_or(device);
+        }
+        let request = request.with_token(&self.model.devices[asks].token);
         let flight = self.world.send(request, self.now);
         self.flights.push((flight, op));
     }
@@ -236,6 +241,10 @@ impl Sim {
         let mut still = Vec::new();
         for (flight, op) in std::mem::take(&mut self.flights) {
             let (token, began) = (flight.request.token.clone(), flight.began);
+            if self.world.sabotage == Some(Sabotage::SleepThrough) && flight.request.path.contains("timeout=30000") {
+                still.push((flight, op));
+                continue;
+            }
             match self.world.answer(flight).await? {
                 Ok(answer) if answer.status == 401 => self.unauthorized(&op, token.as_deref(), &answer)?,
                 Ok(answer) => self.judge(op, &answer, began).await?,
@@ -553,21 +562,35 @@ fn sightings(value: &Value, in_state: bool, seen: &mut Vec<(String, bool)>) {
     }
 }
 
-/// Breaks an answer on purpose.
+/// Breaks a sync answer on purpose.
 fn sabotage(how: Option<Sabotage>, sync: &mut Value, dice: &mut ChaCha8Rng) {
     let Some(how) = how.filter(|_| sync.get("rooms").is_some()) else { return };
+    if how == Sabotage::DropLeave && dice.random_bool(0.3) {
+        sync["rooms"]["leave"] = json!({});
+    }
     let Some(rooms) = sync["rooms"]["join"].as_object_mut() else { return };
-    for room in rooms.values_mut() {
-        let events = match how {
-            Sabotage::DropTimelineEvent => room.pointer_mut("/timeline/events"),
-            Sabotage::DropStateEvent => room.pointer_mut("/state/events"),
-            Sabotage::DropReceipt => room.pointer_mut("/ephemeral/events"),
-            Sabotage::ForgetTransaction | Sabotage::LoseDurable => None,
-        };
-        if let Some(events) = events.and_then(Value::as_array_mut)
-            && dice.random_bool(0.3)
-        {
-            events.pop();
-        }
+    for room in rooms.values_mut().filter(|_| dice.random_bool(0.3)) {
+        sabotage_room(how, room);
+    }
+}
+
+fn sabotage_room(how: Sabotage, room: &mut Value) {
+    if how == Sabotage::MiscountUnread
+        && let Some(count) = room.pointer_mut("/unread_notifications/notification_count")
+    {
+        *count = json!(count.as_u64().unwrap_or_default() + 1);
+    }
+    let events = match how {
+        Sabotage::DropTimelineEvent | Sabotage::SwapTimelineEvents => room.pointer_mut("/timeline/events"),
+        Sabotage::DropStateEvent => room.pointer_mut("/state/events"),
+        Sabotage::DropReceipt => room.pointer_mut("/ephemeral/events"),
+        Sabotage::DropAccountData => room.pointer_mut("/account_data/events"),
+        _ => None,
+    };
+    let Some(events) = events.and_then(Value::as_array_mut) else { return };
+    match events.len() {
+        n @ 2.. if how == Sabotage::SwapTimelineEvents => events.swap(n - 1, n - 2),
+        _ if how == Sabotage::SwapTimelineEvents => {}
+        _ => drop(events.pop()),
     }
 }

@@ -29,7 +29,6 @@ pub(crate) struct World {
     pub(crate) trace: Trace,
     /// Counts what may fail requests through no fault of the server.
     pub(crate) trouble: u64,
-    /// Drops an event from every so many answers to sync: for the test that the oracles see it.
     pub(crate) sabotage: Option<Sabotage>,
     /// Whose token is whose, to be read in the trace.
     pub(crate) names: BTreeMap<String, String>,
@@ -40,19 +39,47 @@ pub(crate) struct World {
     seed: u64,
 }
 
-/// A bug planted on purpose.
+/// A bug planted on purpose, to see that somebody notices. What is broken is broken now and then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sabotage {
-    /// Sync answers lose their last timeline event, now and then.
+    /// Sync answers lose their last timeline event.
     DropTimelineEvent,
-    /// Sync answers lose a state event, now and then.
+    /// The last two events of a timeline change places.
+    SwapTimelineEvents,
+    /// Sync answers lose a state event.
     DropStateEvent,
-    /// A receipt is lost, now and then.
+    /// A receipt is lost.
     DropReceipt,
+    /// A piece of account data is lost.
+    DropAccountData,
+    /// That a user left a room is not told.
+    DropLeave,
+    /// One more event is unread than there is.
+    MiscountUnread,
+    /// An endpoint answers with what another user may see.
+    MistakeUser,
+    /// A poll that waits is woken by its timeout only.
+    SleepThrough,
     /// The transaction ID of a request is another one when it is retried.
     ForgetTransaction,
     /// What the disk was told to keep is not kept when the power fails.
     LoseDurable,
+}
+
+impl Sabotage {
+    pub const ALL: [Sabotage; 11] = [
+        Sabotage::DropTimelineEvent,
+        Sabotage::SwapTimelineEvents,
+        Sabotage::DropStateEvent,
+        Sabotage::DropReceipt,
+        Sabotage::DropAccountData,
+        Sabotage::DropLeave,
+        Sabotage::MiscountUnread,
+        Sabotage::MistakeUser,
+        Sabotage::SleepThrough,
+        Sabotage::ForgetTransaction,
+        Sabotage::LoseDurable,
+    ];
 }
 
 /// A request that is under way.

@@ -52,14 +52,26 @@ fn a_seed_is_a_world() {
 
 #[test]
 fn planted_bugs_are_found() {
-    for sabotage in [
-        Sabotage::DropTimelineEvent,
-        Sabotage::DropStateEvent,
-        Sabotage::DropReceipt,
-        Sabotage::ForgetTransaction,
-        Sabotage::LoseDurable,
-    ] {
-        let found = failures(40, 1, |seed| Options { sabotage: Some(sabotage), ..options(seed) });
-        assert!(!found.is_empty(), "nobody noticed {sabotage:?}");
+    for sabotage in Sabotage::ALL {
+        let found = failures(40, 8, |seed| Options { sabotage: Some(sabotage), ..options(seed) });
+        let found: Vec<&str> = found.iter().map(|failure| failure.what.as_str()).collect();
+        let noticed = found.iter().any(|what| what.contains(sign_of(sabotage)));
+        assert!(noticed, "nobody noticed {sabotage:?}: {found:#?}");
+    }
+}
+
+/// What the oracle says whose business it is.
+fn sign_of(sabotage: Sabotage) -> &'static str {
+    match sabotage {
+        Sabotage::DropTimelineEvent | Sabotage::SwapTimelineEvents => "timeline",
+        Sabotage::DropStateEvent => "state (incremental) differ",
+        Sabotage::DropReceipt => "receipts differ",
+        Sabotage::DropAccountData => "account data",
+        Sabotage::DropLeave => "joined rooms differ",
+        Sabotage::MiscountUnread => "unread counts differ",
+        Sabotage::MistakeUser => " saw ",
+        Sabotage::SleepThrough => "sleeps on",
+        Sabotage::ForgetTransaction => "one transaction is answered",
+        Sabotage::LoseDurable => "acknowledged",
     }
 }
