@@ -32,6 +32,9 @@ pub(crate) struct World {
     pub(crate) sabotage: Option<Sabotage>,
     /// Whose token is whose, to be read in the trace.
     pub(crate) names: BTreeMap<String, String>,
+    writes: u64,
+    /// What the disk was some writes ago: where [`Sabotage::LoseDurable`] goes back to.
+    forgotten: Option<MemoryDisk>,
     committer: Committer,
     client: Local,
     config: Config,
@@ -62,7 +65,7 @@ pub enum Sabotage {
     SleepThrough,
     /// The transaction ID of a request is another one when it is retried.
     ForgetTransaction,
-    /// What the disk was told to keep is not kept when the power fails.
+    /// When the power fails, the disk forgets its last writes, although it said that they are safe.
     LoseDurable,
 }
 
@@ -99,8 +102,22 @@ impl World {
         config.memory_budget = homeserver::config::Size::mib(64);
         let (app, committer) = start(&disk, &config, &clock, &rng, seed)?;
         let client = Local::new(app.router());
-        let (trace, names) = (Trace::default(), BTreeMap::new());
-        Ok(Self { app, clock, disk, trace, trouble: 0, sabotage: None, names, committer, client, config, rng, seed })
+        Ok(Self {
+            app,
+            clock,
+            disk,
+            trace: Trace::default(),
+            trouble: 0,
+            sabotage: None,
+            names: BTreeMap::new(),
+            writes: 0,
+            forgotten: None,
+            committer,
+            client,
+            config,
+            rng,
+            seed,
+        })
     }
 
     /// Sends a request; nothing happens before everybody gets a turn.
@@ -128,6 +145,10 @@ impl World {
 
     /// Lets the disk write what is queued, once.
     pub(crate) fn write(&mut self) -> bool {
+        if self.sabotage == Some(Sabotage::LoseDurable) && self.writes.is_multiple_of(8) {
+            self.forgotten = Some(self.disk.copy());
+        }
+        self.writes += 1;
         let done = self.committer.step();
         if self.app.store.health().is_err() {
             self.trouble += 1;
@@ -209,8 +230,8 @@ impl World {
         self.app.shutdown.cancel();
         self.committer.step();
         self.settle().await;
-        if self.sabotage == Some(Sabotage::LoseDurable) {
-            self.disk = MemoryDisk::new();
+        if let Some(disk) = self.forgotten.take() {
+            self.disk = disk;
         }
         (self.app, self.committer) = start(&self.disk, &self.config, &self.clock, &self.rng, self.seed)?;
         self.client = Local::new(self.app.router());

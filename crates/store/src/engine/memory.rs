@@ -101,6 +101,13 @@ impl MemoryDisk {
         self.shared.released.notify_all();
     }
 
+    /// Another disk with the same on it, and no faults.
+    pub fn copy(&self) -> Self {
+        let rows = self.shared.disk.lock().rows.clone();
+        let disk = Mutex::new(Disk { rows, ..Disk::default() });
+        Self { shared: Arc::new(Shared { disk, ..Shared::default() }) }
+    }
+
     /// How many reads (`get`, `multi_get`, one `scan`) there were on snapshots, views and transactions so far. Take
     /// the difference around a call to assert its budget.
     pub fn read_rounds(&self) -> u64 {
