@@ -285,7 +285,6 @@ impl From<store::Error> for Error {
     }
 }
 
-/// A request that ruma could not read.
 impl From<::rooms::state::Corrupt> for Error {
     #[track_caller]
     fn from(cause: ::rooms::state::Corrupt) -> Self {
@@ -293,6 +292,7 @@ impl From<::rooms::state::Corrupt> for Error {
     }
 }
 
+/// A request that ruma could not read.
 impl From<FromHttpRequestError> for Error {
     fn from(error: FromHttpRequestError) -> Self {
         match error {

@@ -1,4 +1,5 @@
-//! What is checked on a JSON body before any parser sees it: that it is an object, and not absurdly deep.
+//! What is checked on a body before any parser sees it: that it is JSON to its end whether or not anybody reads it
+//! that far, an object, and not absurdly deep.
 
 use serde::de::IgnoredAny;
 
@@ -8,14 +9,17 @@ use crate::error::{Error, Result};
 /// on inside of sync responses and transactions, which add some of their own.
 pub const MAX_DEPTH: usize = 100;
 
-/// One pass over the bytes, some nanoseconds each; says nothing about the rest of the grammar.
+/// Two passes over the bytes, some nanoseconds each.
 pub(super) fn check_object(body: &[u8]) -> Result<()> {
-    match body.iter().find(|byte| !byte.is_ascii_whitespace()) {
-        Some(b'{') => check_depth(body),
-        _ if serde_json::from_slice::<IgnoredAny>(body).is_ok() => {
-            Err(Error::bad_json("The body must be a JSON object"))
-        }
-        _ => Err(Error::not_json("The body is not JSON")),
+    let Ok(text) = std::str::from_utf8(body) else { return Err(Error::not_json("The body is not UTF-8")) };
+    let object = text.trim_start().starts_with('{');
+    if object {
+        check_depth(body)?;
+    }
+    match serde_json::from_str::<IgnoredAny>(text) {
+        Ok(_) if object => Ok(()),
+        Ok(_) => Err(Error::bad_json("The body must be a JSON object")),
+        Err(cause) => Err(Error::not_json(format!("The body is not JSON: {cause}"))),
     }
 }
 
@@ -73,6 +77,16 @@ mod tests {
     }
 
     #[test]
+    fn all_of_it_is_json() {
+        for body in ["{", "{\"a\":", "{\"a\":1,}", "{'a':1}", "{\"a\":01}", "{\"a\":NaN}", "{} {}", "{}x", "\u{feff}{}"]
+        {
+            assert_eq!(verdict(body), "M_NOT_JSON", "{body}");
+        }
+        assert_eq!(check_object(b"{\"a\":\"\xff\"}").unwrap_err().code().unwrap().as_str(), "M_NOT_JSON");
+        assert_eq!(verdict("{\"a\":[1.5e3,-0,\"\\u00e9\",null,true,{}]}\r\n"), "ok");
+    }
+
+    #[test]
     fn depth_counts_brackets_outside_of_strings_only() {
         let nested = |n: usize| format!("{{\"a\":{}1{}}}", "[".repeat(n), "]".repeat(n));
         assert_eq!(verdict(&nested(MAX_DEPTH - 1)), "ok");
@@ -80,9 +94,9 @@ mod tests {
         assert_eq!(verdict(&format!("{{\"a\":\"{}\"}}", "[".repeat(1000))), "ok");
         assert_eq!(verdict(&format!("{{\"a\":\"\\\"{}\"}}", "[".repeat(1000))), "ok");
         assert_eq!(verdict(&format!("{{\"a\":\"\\\\\",\"b\":{}", "[".repeat(1000))), "M_BAD_JSON");
-        assert_eq!(verdict("{\"unclosed"), "ok");
-        assert_eq!(verdict("{\"unclosed\\"), "ok");
+        assert_eq!(verdict("{\"unclosed"), "M_NOT_JSON");
+        assert_eq!(verdict("{\"unclosed\\"), "M_NOT_JSON");
         // Many siblings are not depth.
-        assert_eq!(verdict(&format!("{{\"a\":[{}]}}", "[],".repeat(1000))), "ok");
+        assert_eq!(verdict(&format!("{{\"a\":[{}1]}}", "[],".repeat(1000))), "ok");
     }
 }
