@@ -79,6 +79,14 @@ pub(crate) fn examples(handler: &'static str) -> Vec<Example> {
             "one_time_keys": {"signed_curve25519:AAAA": {"key": "c2tlcnJ5", "signatures": {}}},
             "fallback_keys": {"signed_curve25519:CCCC": {"key": "c2tlcnJ5", "fallback": true, "signatures": {}}}})),
         ("dehydrated_device", _) => one(json!({"next_batch": "b"})),
+        _ => of_what_people_do(module, name),
+    }
+}
+
+/// The same for what is not about accounts, devices and keys.
+fn of_what_people_do(module: &str, name: &str) -> Vec<Example> {
+    let one = |body: Value| vec![(Vec::new(), body)];
+    match (module, name) {
         ("presence", _) => one(json!({"presence": "online", "status_msg": "here"})),
         ("profile", _) => vec![
             (vec![("field", "displayname")], json!({"displayname": "n"})),
