@@ -1,6 +1,7 @@
 //! Joining, leaving, inviting, knocking, kicking, banning, forgetting. The rules are in `::rooms::membership`; here is
 //! what they are asked with, and what comes of it.
 
+use ::rooms::build::Draft;
 use ::rooms::membership::{
     Act, Details, JoinNeeds, Obstacle, Plan, check, check_knock, choose_authoriser, draft, join_needs,
 };
@@ -18,6 +19,9 @@ use crate::rooms::upgrade::{Follow, predecessor};
 use crate::rooms::write::{Origin, RoomTx};
 use crate::rooms::{change, invites};
 use crate::schema::{self, MembershipState, room_nr};
+
+/// In a member event: who vouches for a join to a restricted room.
+const AUTHORISER: &str = "join_authorised_via_users_server";
 
 /// What a user wants done to a membership, theirs or another's.
 #[derive(Clone, Debug)]
@@ -91,6 +95,34 @@ fn follow_upgrade(room: &mut RoomTx<'_>, user_id: &UserId, follow: Follow) -> Re
     Ok(())
 }
 
+/// Holds a member event that a client wrote itself to what the endpoints for joins and invites hold to. Who vouches for a
+/// join is this server's to say, never the client's.
+pub fn vet(room: &RoomTx<'_>, member: &mut Draft) -> Result<()> {
+    member.content.remove(AUTHORISER);
+    let Some(Ok(target)) = member.state_key.as_deref().map(UserId::parse) else { return Ok(()) };
+    let wanted = match member.content.get("membership") {
+        Some(CanonicalJsonValue::String(wanted)) => Member::from(wanted.as_str()),
+        _ => return Ok(()),
+    };
+    let current = membership(room, &target)?;
+    match wanted {
+        Member::Invite if current != Member::Invite => {
+            check_invitee(room.app, &target)?;
+            invites::check(room.tx, &member.sender, &target)
+        }
+        Member::Join if current != Member::Join => {
+            let user = room.tx.get(&schema::USERS, target.as_str())?;
+            let guest = user.is_some_and(|user| user.guest);
+            let wish = Wish { guest, ..Wish::own(Act::Join, &target) };
+            if let Some(vouching) = authoriser(room, &wish, &current)? {
+                member.content.insert(AUTHORISER.to_owned(), CanonicalJsonValue::String(vouching.to_string()));
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Takes a user out of a room, or refuses an invite. Fine if they are not there.
 pub async fn leave(app: &App, user_id: &UserId, room_id: &RoomId) -> Result<()> {
     carry_out(app, room_id, Wish::own(Act::Leave, user_id)).await
@@ -107,18 +139,12 @@ pub async fn refresh_profile(app: &App, user_id: &UserId, room_id: &RoomId) -> R
         let mut content = was.clone();
         content.retain(|name, _| name != "displayname" && name != "avatar_url" && name != "reason");
         // Who vouched for the join has done so once.
-        content.remove("join_authorised_via_users_server");
+        content.remove(AUTHORISER);
         content.extend(profile(room.tx, user_id)?);
         if content.get("displayname") == was.get("displayname") && content.get("avatar_url") == was.get("avatar_url") {
             return Ok(());
         }
-        let draft = ::rooms::build::Draft::state(
-            "m.room.member",
-            user_id.as_str(),
-            content,
-            user_id.to_owned(),
-            app.clock.now(),
-        );
+        let draft = Draft::state("m.room.member", user_id.as_str(), content, user_id.to_owned(), app.clock.now());
         room.append(draft, Origin::default())?;
         Ok(())
     })

@@ -16,6 +16,7 @@ use store::{Read as _, Tx};
 use crate::App;
 use crate::error::{Error, ErrorCode, Result};
 use crate::rooms::change;
+use crate::rooms::membership;
 use crate::rooms::relations::{THREAD, relates};
 use crate::rooms::write::{Origin, RoomTx};
 use crate::schema::{self, MembershipState, Txn};
@@ -100,9 +101,12 @@ pub fn put(room: &mut RoomTx<'_>, draft: Draft, txn: Option<TxnEcho>) -> Result<
 }
 
 /// The same for state.
-pub fn put_state(room: &mut RoomTx<'_>, draft: Draft) -> Result<OwnedEventId> {
+pub fn put_state(room: &mut RoomTx<'_>, mut draft: Draft) -> Result<OwnedEventId> {
     check_sender(room, &draft)?;
     let kind = StateEventType::from(draft.kind.to_string());
+    if kind == StateEventType::RoomMember {
+        membership::vet(room, &mut draft)?;
+    }
     let state_key = draft.state_key.as_deref().unwrap_or_default();
     if let Some(now) = room.state(&kind, state_key)?
         && now.sender == draft.sender

@@ -228,6 +228,31 @@ async fn pitfall_060_a_restricted_join_names_who_vouches_unless_invited() {
 }
 
 #[tokio::test]
+async fn pitfall_060_a_member_event_that_a_client_writes_itself_opens_no_door() {
+    let world = World::new(&["alice", "bob", "carol"]).await;
+    let club = world.public_room("alice").await;
+    let room = world.create("alice", Request::new()).await.unwrap();
+    let rule = json!({"join_rule": "restricted", "allow": [{"type": "m.room_membership", "room_id": club}]});
+    world.set("alice", &room, "m.room.join_rules", rule).await.unwrap();
+    let member = async |sender: &str, target: &str, content: serde_json::Value| {
+        let draft =
+            Draft { state_key: Some(user(target).to_string()), ..world.draft(sender, "m.room.member", content) };
+        send_state(&world.app, &room, draft).await
+    };
+    let vouched = json!({"membership": "join", "join_authorised_via_users_server": "@alice:hs.test"});
+    assert!(member("bob", "bob", vouched.clone()).await.is_err(), "bob is not in the club, whoever vouches");
+    assert!(member("bob", "bob", json!({"membership": "join"})).await.is_err());
+    world.join("bob", &club).await.unwrap();
+    member("bob", "bob", json!({"membership": "join", "displayname": "Bob"})).await.unwrap();
+    let named = member("bob", "bob", json!({"membership": "join", "displayname": "Bobby"})).await.unwrap();
+    let (_, event) = world.event(&room, &named);
+    assert!(!String::from_utf8_lossy(event.client()).contains("join_authorised"), "he was in already");
+    assert!(member("alice", "nobody", json!({"membership": "invite"})).await.is_err(), "there is no such user");
+    member("alice", "carol", json!({"membership": "invite"})).await.unwrap();
+    member("carol", "carol", json!({"membership": "join"})).await.unwrap();
+}
+
+#[tokio::test]
 async fn pitfall_001_a_transaction_is_one_event_however_often_it_comes() {
     let world = World::new(&["alice"]).await;
     let room = world.create("alice", Request::new()).await.unwrap();

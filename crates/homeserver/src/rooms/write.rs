@@ -28,7 +28,7 @@ use crate::stored::{Head, NewEvent, StoredEvent, TxnEcho};
 
 /// A room as one transaction sees and changes it. Call [`RoomTx::finish`] when all events are in.
 pub struct RoomTx<'a> {
-    app: &'a App,
+    pub(super) app: &'a App,
     pub tx: &'a mut Tx,
     pub nr: RoomNr,
     pub room_id: OwnedRoomId,
