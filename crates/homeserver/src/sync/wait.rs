@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ruma::presence::PresenceState;
 use ruma::{OwnedDeviceId, OwnedUserId};
+use store::Pos;
 
 use super::assemble::{Dress, StateAfter, assemble};
 use super::collect::{Ask, collect};
@@ -24,19 +25,88 @@ use crate::error::{Error, Result};
 /// No poll waits longer: proxies cut connections that are silent for a minute.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(50);
 
+/// Who polls, and for how long. As long as this is there, the user is present (if the client said so).
+pub(super) struct Waiting {
+    pub app: App,
+    pub user_id: OwnedUserId,
+    pub device_id: Option<OwnedDeviceId>,
+    pub live: Arc<LiveUser>,
+    timeout: Duration,
+    /// The poll is why its user is not offline.
+    present: bool,
+}
+
+impl Waiting {
+    pub(super) fn new(
+        app: App,
+        user_id: OwnedUserId,
+        device_id: Option<OwnedDeviceId>,
+        timeout: Duration,
+        presence: &PresenceState,
+    ) -> Self {
+        let live = app.sync.live.get(&app.store, &user_id);
+        let present = app.config.presence.enabled && *presence != PresenceState::Offline;
+        if present {
+            presence::poll_begins(&app, &user_id, presence);
+        }
+        Waiting { app, user_id, device_id, live, timeout: timeout.min(MAX_TIMEOUT), present }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if self.present {
+            self.app.sync.presence.poll_ended(&self.user_id, self.app.clock.monotonic());
+        }
+    }
+}
+
+/// A poll of any kind, as the loop that waits sees it.
+pub(super) trait Waits {
+    fn waiting(&self) -> &Waiting;
+    /// Where the client is: what happens after it wakes the poll.
+    fn version(&self) -> Pos;
+    /// One look at the store: an answer, or the poll moves on to where there is nothing new.
+    fn look(&mut self) -> Result<Option<Vec<u8>>>;
+    /// The answer when the time is over.
+    fn nothing(&self) -> Result<Vec<u8>>;
+}
+
+/// Answers, when there is something to say or the time is over.
+pub(super) async fn wait(mut poll: impl Waits) -> Result<Vec<u8>> {
+    let started = poll.waiting().app.clock.monotonic();
+    loop {
+        let nudges = poll.waiting().live.signal.nudges();
+        if let Some(answer) = poll.look()? {
+            return Ok(answer);
+        }
+        let Waiting { app, live, timeout, .. } = poll.waiting();
+        let waited = app.clock.monotonic().saturating_sub(started);
+        let left = timeout.saturating_sub(waited);
+        if left.is_zero() || app.shutdown.is_cancelled() {
+            return poll.nothing();
+        }
+        tokio::select! {
+            () = live.signal.changed(poll.version(), nudges) => {}
+            () = app.clock.sleep(left) => {}
+            () = app.shutdown.cancelled() => {}
+        }
+    }
+}
+
+/// Makes an answer that takes its time: elsewhere, and a few at a time.
+pub(super) async fn in_turn(app: App, make: impl FnOnce() -> Result<Vec<u8>> + Send + 'static) -> Result<Vec<u8>> {
+    let _turn = app.sync.large.acquire().await.map_err(Error::internal)?;
+    blocking::run(make).await?
+}
+
 /// A client's request, as far as it is needed again.
 pub struct Poll {
-    app: App,
-    user_id: OwnedUserId,
-    device_id: Option<OwnedDeviceId>,
-    live: Arc<LiveUser>,
+    waiting: Waiting,
     filter: Arc<Filter>,
     since: Option<SyncToken>,
     full_state: bool,
     state_after: StateAfter,
-    timeout: Duration,
-    /// The poll is why its user is not offline.
-    present: bool,
 }
 
 /// What a request says.
@@ -60,62 +130,66 @@ impl Poll {
             app.sync.unacknowledged.acknowledge(&app, &user_id, device_id, since.messages())?;
         }
         let filter = app.sync.filters.find(&snapshot, &user_id, terms.filter)?;
-        let live = app.sync.live.get(&app.store, &user_id);
-        let present = app.config.presence.enabled && terms.presence != PresenceState::Offline;
-        if present {
-            presence::poll_begins(&app, &user_id, &terms.presence);
-        }
-        let Terms { full_state, state_after, timeout, .. } = *terms;
-        let timeout = timeout.min(MAX_TIMEOUT);
-        Ok(Poll { app, user_id, device_id, live, filter, since, full_state, state_after, timeout, present })
+        let waiting = Waiting::new(app, user_id, device_id, terms.timeout, &terms.presence);
+        let Terms { full_state, state_after, .. } = *terms;
+        Ok(Poll { waiting, filter, since, full_state, state_after })
     }
 
     /// Answers, when there is something to say or the time is over.
-    pub async fn answer(mut self) -> Result<Vec<u8>> {
+    pub async fn answer(self) -> Result<Vec<u8>> {
         if self.since.is_none() || self.full_state {
-            return self.large().await;
+            // This is about everything.
+            return in_turn(self.waiting.app.clone(), move || Ok(self.dressed(&collect(&self.ask())?))).await;
         }
-        let started = self.app.clock.monotonic();
-        loop {
-            let nudges = self.live.signal.nudges();
-            if let Some(answer) = self.look()? {
-                return Ok(answer);
-            }
-            let waited = self.app.clock.monotonic().saturating_sub(started);
-            let left = self.timeout.saturating_sub(waited);
-            if left.is_zero() || self.app.shutdown.is_cancelled() {
-                return self.nothing();
-            }
-            tokio::select! {
-                () = self.live.signal.changed(self.here().version, nudges) => {}
-                () = self.app.clock.sleep(left) => {}
-                () = self.app.shutdown.cancelled() => {}
-            }
+        wait(self).await
+    }
+
+    /// Where the client is. Without a token it is before everything.
+    fn here(&self) -> SyncToken {
+        self.since.unwrap_or(SyncToken { version: Pos::ZERO, ephemeral: Ephemeral::default(), to_device: None })
+    }
+
+    fn ask(&self) -> Ask<'_> {
+        Ask {
+            app: &self.waiting.app,
+            user_id: &self.waiting.user_id,
+            device_id: self.waiting.device_id.as_deref(),
+            live: &self.waiting.live,
+            filter: &self.filter,
+            since: self.since,
+            full_state: self.full_state,
+            state_after: self.state_after,
         }
     }
 
-    /// An answer that says only how many keys there are.
-    fn nothing(&self) -> Result<Vec<u8>> {
-        let mut material = Material::nothing(self.here());
-        let snapshot = self.app.store.snapshot();
-        material.devices.key_counts = devices::key_counts(&snapshot, &self.user_id, self.device_id.as_deref())?;
-        Ok(self.dressed(&material))
+    fn dressed(&self, material: &Material) -> Vec<u8> {
+        let dress = Dress {
+            now_ms: self.waiting.app.clock.now_ms(),
+            device_id: self.waiting.device_id.as_deref().map(|device| device.as_str()),
+            federation: self.filter.federation,
+            fields: self.filter.fields.as_ref(),
+            state_after: self.state_after,
+            thread_counts: self.filter.thread_counts,
+        };
+        assemble(material, &dress)
+    }
+}
+
+impl Waits for Poll {
+    fn waiting(&self) -> &Waiting {
+        &self.waiting
     }
 
-    /// An answer that is about everything: made elsewhere, because it takes its time.
-    async fn large(self) -> Result<Vec<u8>> {
-        let app = self.app.clone();
-        let _turn = app.sync.large.acquire().await.map_err(Error::internal)?;
-        blocking::run(move || Ok(self.dressed(&collect(&self.ask())?))).await?
+    fn version(&self) -> Pos {
+        self.here().version
     }
 
-    /// One look at the store: an answer, or the poll moves on to where there is nothing new.
     fn look(&mut self) -> Result<Option<Vec<u8>>> {
         let here = self.here();
         let quiet = here.to_device.is_none()
-            && here.ephemeral.boot == self.app.sync.boot
-            && here.ephemeral.serial == self.app.sync.serial();
-        if quiet && let Some(version) = self.live.idle_since(&self.app.store, here.version) {
+            && here.ephemeral.boot == self.waiting.app.sync.boot
+            && here.ephemeral.serial == self.waiting.app.sync.serial();
+        if quiet && let Some(version) = self.waiting.live.idle_since(&self.waiting.app.store, here.version) {
             self.since = Some(SyncToken { version: version.max(here.version), ..here });
             return Ok(None);
         }
@@ -127,42 +201,13 @@ impl Poll {
         Ok(None)
     }
 
-    /// Where the client is. Without a token it is before everything.
-    fn here(&self) -> SyncToken {
-        self.since.unwrap_or(SyncToken { version: store::Pos::ZERO, ephemeral: Ephemeral::default(), to_device: None })
-    }
-
-    fn ask(&self) -> Ask<'_> {
-        Ask {
-            app: &self.app,
-            user_id: &self.user_id,
-            device_id: self.device_id.as_deref(),
-            live: &self.live,
-            filter: &self.filter,
-            since: self.since,
-            full_state: self.full_state,
-            state_after: self.state_after,
-        }
-    }
-
-    fn dressed(&self, material: &Material) -> Vec<u8> {
-        let dress = Dress {
-            now_ms: self.app.clock.now_ms(),
-            device_id: self.device_id.as_deref().map(|device| device.as_str()),
-            federation: self.filter.federation,
-            fields: self.filter.fields.as_ref(),
-            state_after: self.state_after,
-            thread_counts: self.filter.thread_counts,
-        };
-        assemble(material, &dress)
-    }
-}
-
-impl Drop for Poll {
-    fn drop(&mut self) {
-        if self.present {
-            self.app.sync.presence.poll_ended(&self.user_id, self.app.clock.monotonic());
-        }
+    /// An answer that says only how many keys there are.
+    fn nothing(&self) -> Result<Vec<u8>> {
+        let mut material = Material::nothing(self.here());
+        let snapshot = self.waiting.app.store.snapshot();
+        material.devices.key_counts =
+            devices::key_counts(&snapshot, &self.waiting.user_id, self.waiting.device_id.as_deref())?;
+        Ok(self.dressed(&material))
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ruma::presence::PresenceState;
 use ruma::{OwnedDeviceId, OwnedUserId};
+use store::Pos;
 
 use super::answer::{Ask, answer, style};
 use super::assemble::{Dialect, Frame, Prefixed, assemble};
@@ -15,19 +16,13 @@ use super::connection::{Connection, Key, State};
 use super::extensions::{device_news, messages_wait};
 use super::material::Material;
 use crate::App;
-use crate::blocking;
 use crate::error::{Error, Result};
-use crate::sync::live::LiveUser;
-use crate::sync::presence;
 use crate::sync::token::ConnectionToken;
-use crate::sync::wait::MAX_TIMEOUT;
+use crate::sync::wait::{Waiting, Waits, in_turn, wait};
 
 /// A client's request, as far as it is needed again.
 pub struct Poll {
-    app: App,
-    user_id: OwnedUserId,
-    device_id: Option<OwnedDeviceId>,
-    live: Arc<LiveUser>,
+    waiting: Waiting,
     key: Key,
     connection: Arc<Connection>,
     /// What the client has; moves on while there is nothing to say.
@@ -39,8 +34,6 @@ pub struct Poll {
     config: Arc<Config>,
     messages: Option<Messages>,
     txn_id: Option<String>,
-    timeout: Duration,
-    present: bool,
     dialect: Dialect,
     prefixed: Prefixed,
 }
@@ -83,77 +76,68 @@ impl Poll {
         if let (Some(Messages { since: Some(since), .. }), Some(device_id)) = (terms.messages, &device_id) {
             app.sync.unacknowledged.acknowledge(&app, &user_id, device_id, since)?;
         }
-        let live = app.sync.live.get(&app.store, &user_id);
-        let present = app.config.presence.enabled && terms.presence != PresenceState::Offline;
-        if present {
-            presence::poll_begins(&app, &user_id, &terms.presence);
-        }
-        let timeout = terms.timeout.min(MAX_TIMEOUT);
+        let waiting = Waiting::new(app, user_id, device_id, terms.timeout, &terms.presence);
         let Terms { messages, txn_id, dialect, prefixed, .. } = terms;
         let moved = false;
-        Ok(Poll {
-            app,
-            user_id,
-            device_id,
-            live,
-            key,
-            connection,
-            state,
-            moved,
-            pos,
-            config,
-            messages,
-            txn_id,
-            timeout,
-            present,
-            dialect,
-            prefixed,
-        })
+        Ok(Poll { waiting, key, connection, state, moved, pos, config, messages, txn_id, dialect, prefixed })
     }
 
     /// Answers, when there is something to say or the time is over.
     pub async fn answer(mut self) -> Result<Vec<u8>> {
-        if self.pos.is_none() {
-            return self.large().await;
+        if self.pos.is_some() {
+            return wait(self).await;
         }
-        let started = self.app.clock.monotonic();
-        loop {
-            let nudges = self.live.signal.nudges();
-            if let Some(answer) = self.look()? {
-                return Ok(answer);
-            }
-            let waited = self.app.clock.monotonic().saturating_sub(started);
-            let left = self.timeout.saturating_sub(waited);
-            if left.is_zero() || self.app.shutdown.is_cancelled() {
-                return self.nothing();
-            }
-            tokio::select! {
-                () = self.live.signal.changed(self.state.version, nudges) => {}
-                () = self.app.clock.sleep(left) => {}
-                () = self.app.shutdown.cancelled() => {}
-            }
-        }
-    }
-
-    /// The first answer of a connection: made elsewhere, because it takes its time.
-    async fn large(mut self) -> Result<Vec<u8>> {
-        let app = self.app.clone();
-        let _turn = app.sync.large.acquire().await.map_err(Error::internal)?;
+        let app = self.waiting.app.clone();
         let make = move || {
             let (next, material) = answer(self.ask())?;
             self.state = next;
             Ok(self.told(&material))
         };
-        blocking::run(make).await?
+        in_turn(app, make).await
     }
 
-    /// One look at the store: an answer, or the poll moves on to where there is nothing new.
+    fn ask(&self) -> Ask<'_> {
+        let Poll { waiting: Waiting { app, user_id, live, .. }, config, messages, state, .. } = self;
+        Ask { app, user_id, device_id: self.waiting.device_id.as_deref(), live, config, messages: *messages, state }
+    }
+
+    /// An answer that the client may come back with.
+    fn told(&self, material: &Material) -> Vec<u8> {
+        let connections = &self.waiting.app.sync.sliding.connections;
+        let number = connections.put(&self.key, &self.connection, Arc::new(self.state.clone()));
+        let pos = ConnectionToken { version: self.state.version, boot: self.waiting.app.sync.boot, number };
+        self.dressed(material, pos)
+    }
+
+    fn dressed(&self, material: &Material, pos: ConnectionToken) -> Vec<u8> {
+        let frame = Frame {
+            pos: &pos.to_string(),
+            txn_id: self.txn_id.as_deref(),
+            config: &self.config,
+            marks: &self.state.marks,
+            style: style(&self.waiting.app, self.waiting.device_id.as_deref()),
+            dialect: self.dialect,
+            prefixed: self.prefixed,
+        };
+        assemble(material, &frame)
+    }
+}
+
+impl Waits for Poll {
+    fn waiting(&self) -> &Waiting {
+        &self.waiting
+    }
+
+    fn version(&self) -> Pos {
+        self.state.version
+    }
+
     fn look(&mut self) -> Result<Option<Vec<u8>>> {
         let same = self.state.config.as_ref().is_some_and(|before| Arc::ptr_eq(before, &self.config));
-        let quiet = same && self.state.serial == self.app.sync.serial();
+        let quiet = same && self.state.serial == self.waiting.app.sync.serial();
         if quiet
-            && let Some(version) = self.live.idle_since(&self.app.store, self.state.version)
-            && !messages_wait(self.ask(), &self.app.store.snapshot())?
+            && let Some(version) = self.waiting.live.idle_since(&self.waiting.app.store, self.state.version)
+            && !messages_wait(self.ask(), &self.waiting.app.store.snapshot())?
         {
             self.state.version = version.max(self.state.version);
             return Ok(None);
@@ -164,48 +148,14 @@ impl Poll {
         Ok((!same || !material.is_empty()).then(|| self.told(&material)))
     }
 
-    fn ask(&self) -> Ask<'_> {
-        let Poll { app, user_id, live, config, messages, state, .. } = self;
-        Ask { app, user_id, device_id: self.device_id.as_deref(), live, config, messages: *messages, state }
-    }
-
     /// The time is over. As long as nothing concerned the user at all, the client stays where it was.
     fn nothing(&self) -> Result<Vec<u8>> {
         let mut material = Material::default();
-        device_news(self.ask(), &self.app.store.snapshot(), &mut material)?;
-        let here = self.pos.filter(|pos| !self.moved && self.live.signal.last() <= pos.version);
+        device_news(self.ask(), &self.waiting.app.store.snapshot(), &mut material)?;
+        let here = self.pos.filter(|pos| !self.moved && self.waiting.live.signal.last() <= pos.version);
         Ok(match here {
             Some(pos) => self.dressed(&material, pos),
             None => self.told(&material),
         })
-    }
-
-    /// An answer that the client may come back with.
-    fn told(&self, material: &Material) -> Vec<u8> {
-        let connections = &self.app.sync.sliding.connections;
-        let number = connections.put(&self.key, &self.connection, Arc::new(self.state.clone()));
-        let pos = ConnectionToken { version: self.state.version, boot: self.app.sync.boot, number };
-        self.dressed(material, pos)
-    }
-
-    fn dressed(&self, material: &Material, pos: ConnectionToken) -> Vec<u8> {
-        let frame = Frame {
-            pos: &pos.to_string(),
-            txn_id: self.txn_id.as_deref(),
-            config: &self.config,
-            marks: &self.state.marks,
-            style: style(&self.app, self.device_id.as_deref()),
-            dialect: self.dialect,
-            prefixed: self.prefixed,
-        };
-        assemble(material, &frame)
-    }
-}
-
-impl Drop for Poll {
-    fn drop(&mut self) {
-        if self.present {
-            self.app.sync.presence.poll_ended(&self.user_id, self.app.clock.monotonic());
-        }
     }
 }
