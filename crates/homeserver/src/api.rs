@@ -18,6 +18,7 @@ pub fn routes() -> Routes {
         .join(client::message::routes())
         .join(client::register::routes())
         .join(client::session::routes())
+        .join(client::oauth::routes())
         .join(client::account::routes())
         .join(client::devices::routes())
         .join(client::profile::routes())

@@ -239,6 +239,11 @@ impl Error {
         Value::Object(body)
     }
 
+    /// Whether the account is locked: the session lives on and has to wait.
+    pub fn locks_out(&self) -> bool {
+        self.0.code == Some(ErrorCode::UserLocked)
+    }
+
     /// How long to wait before trying again.
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after

@@ -8,6 +8,7 @@ use std::time::Duration;
 use store::{Batch, Read as _, Result, Store, journal};
 
 use crate::App;
+use crate::auth::oauth::clients;
 use crate::schema::{TXNS, Txn};
 
 /// The newest positions whose journal entries stay, for followers that are yet to come.
@@ -35,6 +36,9 @@ pub async fn run(app: App) {
             Ok(0) => {}
             Ok(entries) => tracing::debug!(entries, "old journal entries are gone"),
             Err(cause) => tracing::warn!(%cause, "the journal could not be trimmed; it is tried again later"),
+        }
+        if let Err(cause) = clients::forget_old(&app).await {
+            tracing::warn!(%cause, "unused clients could not be forgotten; it is tried again later");
         }
         let before = Txn::day(app.clock.now_ms()).saturating_sub(TXN_DAYS);
         match forget_txns(&app.store, before, from.take(), TXN_SLICE).await {

@@ -329,6 +329,14 @@ pub const DELAYED_DUE: Table<(u64, String), ()> = Table::new(
 pub const DELAYED_OF: Table<(String, String), ()> =
     Table::new(0x65, "delayed_of", Hint::Small, None, "the delayed events of a user, by user ID and delay ID");
 
+// ---- the authorization server -------------------------------------------------------------------------------------
+
+pub const OAUTH_CLIENTS: Table<String, OauthClient> =
+    Table::new(0x70, "oauth_clients", Hint::Small, None, "a client that may ask users for access, by client ID");
+/// Goes with the tokens of its device.
+pub const OAUTH_SESSIONS: Table<(String, String), OauthSession> =
+    Table::new(0x71, "oauth_sessions", Hint::Small, None, "that a device logged in by OAuth, by user ID and device ID");
+
 /// Which pusher: app ID and pushkey.
 pub type PusherId<'a> = (&'a str, &'a str);
 
@@ -427,6 +435,8 @@ pub fn tables() -> Vec<TableDef> {
         DELAYED.def(),
         DELAYED_DUE.def(),
         DELAYED_OF.def(),
+        OAUTH_CLIENTS.def(),
+        OAUTH_SESSIONS.def(),
     ]
 }
 
@@ -491,6 +501,8 @@ pub enum TokenKind {
     Login,
     /// Says who its user is.
     OpenId,
+    /// A refresh token of OAuth that was replaced: who shows it has stolen it, or was stolen from.
+    Spent,
 }
 
 /// What a token stands for.
@@ -1041,6 +1053,28 @@ pub enum DelayedOutcome {
     /// The rules did not allow it: error code and message.
     Failed(String, String),
 }
+
+/// A client that registered itself. Its ID is the hash of what it said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OauthClient {
+    /// A JSON object.
+    pub metadata: String,
+    /// When it was registered last, or opened a session.
+    pub used_ts: u64,
+}
+postcard_value!(OauthClient, 1);
+
+/// How a device logged in by OAuth.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OauthSession {
+    pub client_id: String,
+    /// As the client was told.
+    pub scope: String,
+    pub opened_ts: u64,
+    /// The hash of the code that opened it.
+    pub code: [u8; 32],
+}
+postcard_value!(OauthSession, 1);
 
 fn format_one(version: u8) -> Result<(), Corrupt> {
     if version == 1 { Ok(()) } else { Err(Corrupt::new("an unknown format version")) }

@@ -2,6 +2,7 @@
 
 pub mod devices;
 pub mod nonces;
+pub mod oauth;
 pub mod password;
 pub mod requester;
 mod seen;
@@ -32,12 +33,14 @@ pub struct Auth {
     pub passwords: password::Passwords,
     pub interactive: uia::Sessions,
     pub nonces: Nonces,
+    pub oauth: oauth::Oauth,
     seen: seen::LastSeen,
 }
 
 impl Auth {
     pub fn new(config: &Config, rng: Rng) -> Self {
         Self {
+            oauth: oauth::Oauth::new(config, &rng),
             passwords: password::Passwords::new(config, rng),
             interactive: uia::Sessions::default(),
             nonces: Nonces::default(),

@@ -9,8 +9,9 @@ use ring::digest::{SHA256, digest};
 use store::{Read, Tx};
 
 use crate::App;
+use crate::auth::devices;
 use crate::error::{Error, Result};
-use crate::schema::{DEVICE_TOKENS, TOKENS, Token, TokenKind, USERS};
+use crate::schema::{DEVICE_TOKENS, OAUTH_SESSIONS, TOKENS, Token, TokenKind, USERS};
 
 pub type Hash = [u8; 32];
 
@@ -44,6 +45,9 @@ pub fn open(app: &App, tx: &mut Tx, user_id: &str, device_id: &str, refreshable:
 
 /// Ends the session of a device.
 pub fn close(tx: &mut Tx, user_id: &str, device_id: &str) -> Result<()> {
+    if tx.get(&OAUTH_SESSIONS, (user_id, device_id))?.is_some() {
+        tx.delete(&OAUTH_SESSIONS, (user_id, device_id));
+    }
     for (_, _, hash) in of_device(tx, user_id, device_id)? {
         drop_token(tx, user_id, device_id, &hash);
     }
@@ -95,33 +99,51 @@ pub fn take_login(app: &App, tx: &mut Tx, secret: &str) -> Result<Option<String>
     Ok(Some(token.user_id.clone()).filter(|_| !token.ended(app.clock.now_ms())))
 }
 
+/// How a session was opened. It stays with that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opened<'a> {
+    ByLogin,
+    /// By a client of this ID.
+    ByOauth(&'a str),
+}
+
 /// A new pair for a refresh token. The old one stays good until one of the new pair is used: an answer may be lost.
-pub async fn refresh(app: &App, refresh_token: &str) -> Result<Grant> {
+/// One that was good once ends an OAuth session: somebody else has the newer one.
+pub async fn refresh(app: &App, refresh_token: &str, opened: Opened<'_>) -> Result<Grant> {
     let hash = hash(refresh_token);
     let refreshed = app
         .store
         .transact(|tx| {
-            let token = tx.get(&TOKENS, &hash)?.filter(|token| token.kind == TokenKind::Refresh);
-            let token = token.ok_or_else(Error::unknown_token)?;
+            let token = tx.get(&TOKENS, &hash)?.ok_or_else(Error::unknown_token)?;
+            let session = tx.get(&OAUTH_SESSIONS, (&token.user_id, &token.device_id))?;
+            let was = session.as_ref().map_or(Opened::ByLogin, |session| Opened::ByOauth(&session.client_id));
+            match token.kind {
+                TokenKind::Spent => {
+                    devices::delete(tx, &token.user_id, &token.device_id)?;
+                    return Ok(None);
+                }
+                TokenKind::Refresh if was == opened => {}
+                _ => return Err(Error::unknown_token()),
+            }
             let user = tx.get(&USERS, &token.user_id)?.filter(|user| !user.deactivated);
             if user.ok_or_else(Error::unknown_token)?.locked {
                 return Err(Error::user_locked());
             }
             if token.unconfirmed {
-                confirm_in(tx, &hash, &token)?;
+                confirm_in(app, tx, &hash, &token)?;
             }
             make_room(app, tx, &hash, &token)?;
-            issue(app, tx, &token.user_id, &token.device_id, true, true)
+            issue(app, tx, &token.user_id, &token.device_id, true, true).map(Some)
         })
         .await?;
-    Ok(refreshed.value)
+    refreshed.value.ok_or_else(Error::unknown_token)
 }
 
 /// One of a new pair is used for the first time: the refresh tokens before it are void now.
 pub async fn confirm(app: &App, hash: &Hash) -> Result<()> {
     let confirm = |tx: &mut Tx| {
         let token = tx.get(&TOKENS, hash)?.ok_or_else(Error::unknown_token)?;
-        if token.unconfirmed { confirm_in(tx, hash, &token) } else { Ok(()) }
+        if token.unconfirmed { confirm_in(app, tx, hash, &token) } else { Ok(()) }
     };
     app.store.transact(confirm).await.map(|_| ())
 }
@@ -176,13 +198,20 @@ fn issue(
 
 /// Takes back the refresh tokens that this pair replaces. Access tokens of before run out by themselves: requests
 /// that are under way with them must not look like the end of the session.
-fn confirm_in(tx: &mut Tx, hash: &Hash, token: &Token) -> Result<()> {
+fn confirm_in(app: &App, tx: &mut Tx, hash: &Hash, token: &Token) -> Result<()> {
+    let by_oauth = tx.get(&OAUTH_SESSIONS, (&token.user_id, &token.device_id))?.is_some();
     for (user_id, device_id, other) in of_device(tx, &token.user_id, &token.device_id)? {
         if other == *hash || token.partner == Some(other) {
             continue;
         }
-        if tx.get(&TOKENS, &other)?.is_none_or(|other| other.kind == TokenKind::Refresh) {
-            drop_token(tx, &user_id, &device_id, &other);
+        match tx.get(&TOKENS, &other)? {
+            Some(old) if old.kind == TokenKind::Refresh && by_oauth && !old.unconfirmed => {
+                let expires_ts = Some(app.clock.now_ms());
+                let spent = Token { kind: TokenKind::Spent, expires_ts, partner: None, unconfirmed: false, ..old };
+                tx.put(&TOKENS, &other, &spent);
+            }
+            Some(old) if old.kind != TokenKind::Refresh => {}
+            _ => drop_token(tx, &user_id, &device_id, &other),
         }
     }
     tx.put(&TOKENS, hash, &Token { unconfirmed: false, ..token.clone() });

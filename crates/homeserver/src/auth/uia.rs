@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use store::Read as _;
 
 use crate::App;
-use crate::auth::Requester;
+use crate::auth::{Requester, oauth};
 use crate::error::{Error, Result};
 use crate::limits::{Class, Owner};
 use crate::schema::{REGISTRATION_TOKENS, RegistrationToken, USERS};
@@ -27,6 +27,10 @@ pub enum Stage {
     Dummy,
     /// That one was given a registration token.
     RegistrationToken,
+    /// That one approved the operation on a page of this server.
+    Oauth,
+    /// The same, under the name that clients knew before.
+    OauthReset,
 }
 
 /// What an operation asks for.
@@ -88,9 +92,33 @@ const MAX_SESSIONS: usize = 4_096;
 
 /// Lets a request pass that proves who its sender is by their password.
 pub async fn check_password(app: &App, requester: &Requester, operation: String, body: &[u8]) -> Result<()> {
+    // A client of OAuth never sees a password: its users do such things on the pages of this server.
+    if is_by_oauth(app, requester)? {
+        return Err(Error::unrecognized());
+    }
     let flows = &[&[Stage::Password][..]];
     let user_id = Some(&*requester.user_id);
     check(app, &Challenge { operation, user_id, flows, body, bound: true }).await.map(|_| ())
+}
+
+/// Lets a request pass that replaces its sender's cross-signing keys. Who logged in by OAuth has to approve of it on a page
+/// of this server; after that some clients come back with the session, some with nothing.
+pub async fn check_reset(app: &App, requester: &Requester, operation: String, body: &[u8]) -> Result<()> {
+    if !is_by_oauth(app, requester)? {
+        return check_password(app, requester, operation, body).await;
+    }
+    if app.auth.oauth.resets.is_approved(app, &requester.user_id) {
+        return Ok(());
+    }
+    let flows = &[&[Stage::Oauth][..], &[Stage::OauthReset][..]];
+    let user_id = Some(&*requester.user_id);
+    check(app, &Challenge { operation, user_id, flows, body, bound: true }).await.map(|_| ())
+}
+
+/// Whether a requester logged in by OAuth: such clients see no passwords, so that they cannot prove anything by one.
+pub fn is_by_oauth(app: &App, requester: &Requester) -> Result<bool> {
+    let device_id = requester.device_id.as_ref().map_or("", |device_id| device_id.as_str());
+    oauth::is_session(&app.store.snapshot(), requester.user_id.as_str(), device_id)
 }
 
 /// Lets a request pass that did all stages of a flow. Anything else is the error to answer with.
@@ -104,7 +132,7 @@ pub async fn check(app: &App, challenge: &Challenge<'_>) -> Result<Passed> {
     let sessions = &app.auth.interactive;
     let Some(attempt) = attempt else {
         let id = sessions.begin(app, operation);
-        return Err(challenge.ask(&id, &[], None));
+        return Err(challenge.ask(app, &id, &[], None));
     };
     let (id, mut session) = match &attempt.session {
         None => {
@@ -117,7 +145,7 @@ pub async fn check(app: &App, challenge: &Challenge<'_>) -> Result<Passed> {
             None => {
                 let id = sessions.begin(app, operation);
                 let unknown = Error::unknown("This session is unknown or has ended");
-                return Err(challenge.ask(&id, &[], Some(unknown)));
+                return Err(challenge.ask(app, &id, &[], Some(unknown)));
             }
         },
     };
@@ -128,19 +156,31 @@ pub async fn check(app: &App, challenge: &Challenge<'_>) -> Result<Passed> {
         match challenge.attempt(app, name, &attempt, &mut session).await {
             Ok(()) => sessions.advance(&id, &session),
             Err(failure) if failure.status().is_client_error() => {
-                return Err(challenge.ask(&id, &session.completed, Some(failure)));
+                return Err(challenge.ask(app, &id, &session.completed, Some(failure)));
             }
             Err(failure) => return Err(failure),
         }
     }
     if challenge.flows.contains(&session.completed.as_slice()) {
         // Of two requests at the same time one takes the session with it.
-        return sessions.take(&id).ok_or_else(|| challenge.ask(&id, &session.completed, None));
+        return sessions.take(&id).ok_or_else(|| challenge.ask(app, &id, &session.completed, None));
     }
-    Err(challenge.ask(&id, &session.completed, None))
+    Err(challenge.ask(app, &id, &session.completed, None))
 }
 
 impl Challenge<'_> {
+    /// Where the user goes, for stages that are done on pages.
+    fn params(&self, app: &App) -> Value {
+        let mut params = Map::new();
+        if let Ok(site) = app.auth.oauth.site() {
+            let stages = self.flows.iter().copied().flatten();
+            for stage in stages.filter(|stage| matches!(stage, Stage::Oauth | Stage::OauthReset)) {
+                params.insert(stage.name().to_owned(), json!({ "url": site.reset_url() }));
+            }
+        }
+        Value::Object(params)
+    }
+
     fn bind(&self, body: &Map<String, Value>) -> [u8; 32] {
         let body = if self.bound { json!(body).to_string() } else { String::new() };
         let user_id = self.user_id.map_or("", UserId::as_str);
@@ -151,10 +191,10 @@ impl Challenge<'_> {
     }
 
     /// The 401 that says what there is to do.
-    fn ask(&self, session: &str, completed: &[Stage], failure: Option<Error>) -> Error {
+    fn ask(&self, app: &App, session: &str, completed: &[Stage], failure: Option<Error>) -> Error {
         let names = |stages: &[Stage]| stages.iter().map(|stage| stage.name()).collect::<Vec<_>>();
         let flows: Vec<_> = self.flows.iter().map(|stages| json!({ "stages": names(stages) })).collect();
-        let mut info = json!({ "flows": flows, "params": {}, "session": session });
+        let mut info = json!({ "flows": flows, "params": self.params(app), "session": session });
         if !completed.is_empty() {
             info["completed"] = json!(names(completed));
         }
@@ -174,6 +214,8 @@ impl Challenge<'_> {
         }
         match stage {
             Stage::Dummy => {}
+            // Once it was approved, nobody is asked.
+            Stage::Oauth | Stage::OauthReset => return Err(Error::forbidden("This was not approved yet")),
             Stage::Password => self.password(app, attempt).await?,
             Stage::RegistrationToken => {
                 let token = attempt.token.as_deref().ok_or_else(|| Error::missing_param("token is missing"))?;
@@ -228,6 +270,8 @@ impl Stage {
             Self::Password => "m.login.password",
             Self::Dummy => "m.login.dummy",
             Self::RegistrationToken => "m.login.registration_token",
+            Self::Oauth => "m.oauth",
+            Self::OauthReset => "org.matrix.cross_signing_reset",
         }
     }
 }

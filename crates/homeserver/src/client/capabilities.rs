@@ -4,7 +4,7 @@ use http::{Method, StatusCode};
 use ruma::RoomVersionId;
 use serde_json::{Map, Value, json};
 
-use crate::auth::Access;
+use crate::auth::{Access, uia};
 use crate::delayed;
 use crate::error::Result;
 use crate::http::{RawCtx, Response, Routes, json_response};
@@ -29,16 +29,18 @@ pub fn routes() -> Routes {
 
 /// Each one is spelled out, also where it says what the specification takes for granted: clients of old did not.
 async fn capabilities(ctx: RawCtx) -> Result<Response> {
+    // Who logged in by OAuth does these things on the pages of this server.
+    let by_password = !uia::is_by_oauth(&ctx.app, ctx.requester()?)?;
     let stable = |version: &RoomVersionId| (version.to_string(), json!("stable"));
     let available: Map<String, Value> = ROOM_VERSIONS.iter().map(stable).collect();
     let body = json!({ "capabilities": {
         "m.room_versions": { "default": ctx.app.config.rooms.default_version, "available": available },
-        "m.change_password": { "enabled": true },
+        "m.change_password": { "enabled": by_password },
         "m.profile_fields": { "enabled": true },
         "m.set_displayname": { "enabled": true },
         "m.set_avatar_url": { "enabled": true },
         "m.3pid_changes": { "enabled": false },
-        "m.get_login_token": { "enabled": true },
+        "m.get_login_token": { "enabled": by_password },
         "m.delayed_events": { "max_delay_ms": delayed::MAX_DELAY_MS, "max_scheduled": delayed::MAX_SCHEDULED },
     } });
     Ok(json_response(StatusCode::OK, body.to_string()))

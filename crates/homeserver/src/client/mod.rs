@@ -21,6 +21,7 @@ pub mod message;
 pub mod messages;
 pub mod mutual_rooms;
 pub mod notifications;
+pub mod oauth;
 pub mod openid;
 pub mod presence;
 pub mod profile;

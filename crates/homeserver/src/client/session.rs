@@ -90,6 +90,11 @@ async fn by_password(app: &App, login: &Login) -> Result<OwnedUserId> {
     let named = login.identifier.as_ref().and_then(|identifier| identifier.user.as_ref()).or(login.user.as_ref());
     let named = named.ok_or_else(|| Error::missing_param("identifier is missing"))?;
     let password = login.password.as_deref().ok_or_else(|| Error::missing_param("password is missing"))?;
+    whose_password(app, named, password).await
+}
+
+/// The user of this name, if the password is theirs.
+pub(super) async fn whose_password(app: &App, named: &str, password: &str) -> Result<OwnedUserId> {
     let named = named.to_ascii_lowercase();
     let user_id = accounts::local_user(&app.server_name, &named);
     app.limits.check(Class::Login, Owner::Name(user_id.as_ref().map_or(&*named, |user_id| user_id.as_str())))?;
@@ -145,7 +150,7 @@ async fn login_token(ctx: Ctx<get_login_token::v1::Request>) -> Result<get_login
 }
 
 async fn refresh(ctx: Ctx<refresh_token::v3::Request>) -> Result<refresh_token::v3::Response> {
-    let grant = tokens::refresh(&ctx.app, &ctx.request.refresh_token).await?;
+    let grant = tokens::refresh(&ctx.app, &ctx.request.refresh_token, tokens::Opened::ByLogin).await?;
     Ok(refresh_token::v3::Response {
         access_token: grant.access_token,
         refresh_token: grant.refresh_token,

@@ -28,8 +28,9 @@ async fn upload(ctx: Ctx<upload_keys::Request>) -> Result<upload_keys::Response>
     let outcome = store.transact(|tx| cross_signing::upload(tx, user_id, &keys, proven)).await?.value;
     if outcome == Outcome::ProveYourself {
         let operation = "keys/device_signing/upload".to_owned();
-        uia::check_password(&ctx.app, &ctx.requester, operation, &ctx.body).await?;
+        uia::check_reset(&ctx.app, &ctx.requester, operation, &ctx.body).await?;
         store.transact(|tx| cross_signing::upload(tx, user_id, &keys, true)).await?;
+        ctx.app.auth.oauth.resets.done(&ctx.app, &ctx.requester.user_id);
     }
     Ok(upload_keys::Response::new())
 }

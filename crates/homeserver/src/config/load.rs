@@ -72,6 +72,9 @@ impl Config {
         if self.registration.mode == RegistrationMode::Token && self.registration.tokens.is_empty() {
             wrong.push(("registration.mode", "`token` needs registration.tokens".to_owned()));
         }
+        if self.oauth.enabled && !self.well_known.client_base_url.as_deref().is_some_and(is_base_url) {
+            wrong.push(("oauth.enabled", "needs well_known.client_base_url, without query or fragment".to_owned()));
+        }
         if self.rooms.default_version.rules().is_none() {
             wrong.push(("rooms.default_version", format!("`{}` is not supported", self.rooms.default_version)));
         }
@@ -86,6 +89,13 @@ impl Config {
         }
         wrong
     }
+}
+
+/// Whether other URLs can be made from this one by adding a path.
+fn is_base_url(url: &str) -> bool {
+    let plain = !url.contains(['?', '#', '@']) && url.bytes().all(|byte| byte.is_ascii_graphic());
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    plain && rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {

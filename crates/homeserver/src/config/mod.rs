@@ -101,6 +101,8 @@ pub struct Config {
     #[serde(default)]
     pub auth: Auth,
     #[serde(default)]
+    pub oauth: Oauth,
+    #[serde(default)]
     pub rooms: Rooms,
     #[serde(default)]
     pub media: Media,
@@ -240,6 +242,15 @@ settings! {
         pub password_memory: Size = Size::mib(19),
         /// How often that memory is gone through.
         pub password_passes: u32 = 2,
+    }
+}
+
+settings! {
+    /// Logging in by OAuth 2.0, next to passwords: clients send their users to pages of this server.
+    pub struct Oauth = "oauth" {
+        /// Whether clients may do that. The pages stand below `well_known.client_base_url`, which has to be set and to
+        /// lead to this server (`/oauth2/`, `/account`, `/_matrix/`).
+        pub enabled: bool = false,
     }
 }
 
@@ -399,6 +410,7 @@ impl Config {
             log: Log::default(),
             registration: Registration::default(),
             auth: Auth::default(),
+            oauth: Oauth::default(),
             rooms: Rooms::default(),
             media: Media::default(),
             presence: Presence::default(),

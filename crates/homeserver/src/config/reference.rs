@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use super::{
-    Admin, Auth, Calls, Config, Federation, Http, Listener, Log, Media, Metrics, Outgoing, Presence, Push, RateLimits,
-    Registration, Rooms, Section, Setting, WellKnown,
+    Admin, Auth, Calls, Config, Federation, Http, Listener, Log, Media, Metrics, Oauth, Outgoing, Presence, Push,
+    RateLimits, Registration, Rooms, Section, Setting, WellKnown,
 };
 
 /// All sections in the order of the documents; the first one has no name.
@@ -20,6 +20,7 @@ pub(super) fn sections() -> Vec<Section> {
         Log::describe(),
         Registration::describe(),
         Auth::describe(),
+        Oauth::describe(),
         Rooms::describe(),
         Media::describe(),
         Presence::describe(),

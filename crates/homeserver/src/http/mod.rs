@@ -31,6 +31,10 @@ pub use routes::{Endpoint, Operation, Routes};
 pub type Request = http::Request<Body>;
 pub type Response = http::Response<Body>;
 
+/// Marks an answer (as an extension) that no other site may read: a page for the eyes of whoever sits there.
+#[derive(Clone, Copy, Debug)]
+pub struct SameOrigin;
+
 /// A JSON answer for handlers that build their own.
 pub fn json_response(status: http::StatusCode, body: impl Into<Body>) -> Response {
     let mut response = http::Response::new(body.into());

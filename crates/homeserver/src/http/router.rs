@@ -20,7 +20,7 @@ use tracing::Instrument as _;
 
 use super::json::check_object;
 use super::routes::{Endpoint, Pending, Run};
-use super::{Body, RawCtx, Request, Response, Routes};
+use super::{Body, RawCtx, Request, Response, Routes, SameOrigin};
 use crate::App;
 use crate::auth::{self, Access, Credentials, Requester};
 use crate::error::{Error, Result};
@@ -115,7 +115,9 @@ impl Router {
             }
         };
         let mut response = outcome.unwrap_or_else(Response::from);
-        add_cors(response.headers_mut());
+        if response.extensions().get::<SameOrigin>().is_none() {
+            add_cors(response.headers_mut());
+        }
         if !response.status().is_success() {
             add_request_id(response.headers_mut(), number);
         }

@@ -1,0 +1,811 @@
+//! The authorization server as clients and browsers see it.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use http::{Method, header};
+use ring::digest::{SHA256, digest};
+use serde_json::{Value, json};
+use store::Read as _;
+
+use super::fields::Fields;
+use crate::auth::oauth::clients;
+use crate::config::RegistrationMode;
+use crate::http::{Answer, Body, Request};
+use crate::schema::{OAUTH_CLIENTS, OAUTH_SESSIONS};
+use crate::testing::{PASSWORD, Server, User, config};
+
+const BASE: &str = "https://matrix.hs.test";
+const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
+const VERIFIER: &str = "a-verifier-that-is-long-enough-to-be-one-0123456789";
+const REDIRECT: &str = "https://app.example.com/callback";
+const SCOPE: &str = "openid urn:matrix:client:api:* urn:matrix:client:device:PHONE12345";
+
+fn server() -> Server {
+    server_with(RegistrationMode::Open)
+}
+
+fn server_with(mode: RegistrationMode) -> Server {
+    let mut config = config();
+    config.oauth.enabled = true;
+    config.well_known.client_base_url = Some(format!("{BASE}/"));
+    config.registration.mode = mode;
+    config.registration.tokens = vec!["welcome".to_owned()];
+    Server::new(config)
+}
+
+fn challenge(verifier: &str) -> String {
+    URL_SAFE_NO_PAD.encode(digest(&SHA256, verifier.as_bytes()))
+}
+
+fn app_metadata() -> Value {
+    json!({
+        "client_name": "App", "client_uri": "https://example.com/", "redirect_uris": [REDIRECT],
+        "grant_types": ["authorization_code", "refresh_token", "urn:ietf:params:oauth:grant-type:device_code"],
+    })
+}
+
+async fn register(server: &Server) -> String {
+    let answer = server.client.post("/oauth2/registration", app_metadata()).await;
+    assert_eq!(answer.status, 201, "{}", answer.json());
+    answer.json()["client_id"].as_str().unwrap().to_owned()
+}
+
+/// A browser: keeps its cookie, and reads forms.
+struct Browser<'a> {
+    server: &'a Server,
+    cookie: RefCell<Option<String>>,
+}
+
+impl<'a> Browser<'a> {
+    fn new(server: &'a Server) -> Self {
+        Self { server, cookie: RefCell::default() }
+    }
+
+    async fn logged_in(server: &'a Server, name: &str) -> Self {
+        let browser = Self::new(server);
+        let page = browser.get("/oauth2/login").await;
+        let csrf = field(&page, "csrf");
+        let form = [("csrf", csrf.as_str()), ("username", name), ("password", PASSWORD)];
+        let answer = browser.post("/oauth2/login", &form).await;
+        assert_eq!((answer.status.as_u16(), location(&answer)), (303, format!("{BASE}/account")));
+        browser
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, Body::empty()).await
+    }
+
+    async fn post(&self, path: &str, form: &[(&str, &str)]) -> Answer {
+        self.send(Method::POST, path, Body::from(Fields::of(form).encode())).await
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Body) -> Answer {
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        *request.uri_mut() = path.strip_prefix(BASE).unwrap_or(path).parse().unwrap();
+        if let Some(cookie) = &*self.cookie.borrow() {
+            request.headers_mut().insert(header::COOKIE, cookie.parse().unwrap());
+        }
+        let answer = self.server.client.request(request).await;
+        if let Some(cookie) = answer.headers.get(header::SET_COOKIE) {
+            let cookie = cookie.to_str().unwrap();
+            assert!(cookie.starts_with("__Host-skerry=") && cookie.ends_with("; HttpOnly; SameSite=Lax; Secure"));
+            *self.cookie.borrow_mut() = cookie.split(';').next().map(str::to_owned);
+        }
+        answer
+    }
+
+    /// Answers a form of a page, with more fields.
+    async fn fill_in(&self, page: &Answer, path: &str, names: &[&str], more: &[(&str, &str)]) -> Answer {
+        let hidden: Vec<(&str, String)> = names.iter().map(|name| (*name, field(page, name))).collect();
+        let mut form: Vec<(&str, &str)> = hidden.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        form.extend(more);
+        self.post(path, &form).await
+    }
+
+    /// Lets a client in; the code.
+    async fn code(&self, client_id: &str) -> String {
+        let page = self.get(&ask(client_id, &[])).await;
+        assert_eq!(page.status, 200, "{}", text(&page));
+        let names = ["csrf", "request", "user"];
+        let answer = self.fill_in(&page, "/oauth2/authorize", &names, &[("answer", "allow")]).await;
+        assert_eq!(answer.status, 303, "{}", text(&answer));
+        returned(&location(&answer), '?').get("code").unwrap().to_owned()
+    }
+}
+
+fn text(answer: &Answer) -> String {
+    String::from_utf8(answer.body.to_vec()).unwrap()
+}
+
+/// The value of a hidden field.
+fn field(page: &Answer, name: &str) -> String {
+    let (text, start) = (text(page), format!(r#"name="{name}" value=""#));
+    let (_, rest) = text.split_once(&start).unwrap_or_else(|| panic!("no {name} in {text}"));
+    rest.split('"').next().unwrap().replace("&amp;", "&").replace("&#39;", "'")
+}
+
+fn location(answer: &Answer) -> String {
+    answer.headers.get(header::LOCATION).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
+}
+
+fn returned(location: &str, sign: char) -> Fields {
+    let (uri, fields) = location.split_once(sign).unwrap();
+    assert_eq!(uri, REDIRECT);
+    Fields::parse(fields).unwrap()
+}
+
+/// An authorization request, with some fields changed (empty: left out).
+fn ask(client_id: &str, changes: &[(&str, &str)]) -> String {
+    let challenge = challenge(VERIFIER);
+    let fields: [(&str, &str); 7] = [
+        ("response_type", "code"),
+        ("client_id", client_id),
+        ("redirect_uri", REDIRECT),
+        ("scope", SCOPE),
+        ("state", "s&t"),
+        ("code_challenge", &challenge),
+        ("code_challenge_method", "S256"),
+    ];
+    let mut fields = fields.to_vec();
+    for (name, value) in changes {
+        fields.retain(|(known, _)| known != name);
+        fields.push((*name, *value));
+    }
+    fields.retain(|(_, value)| !value.is_empty());
+    format!("/oauth2/authorize?{}", Fields::of(&fields).encode())
+}
+
+async fn post_form(server: &Server, path: &str, form: &[(&str, &str)]) -> Answer {
+    server.client.send(Method::POST, path, Body::from(Fields::of(form).encode())).await
+}
+
+async fn redeem(server: &Server, client_id: &str, code: &str) -> Answer {
+    redeem_with(server, client_id, code, REDIRECT, VERIFIER).await
+}
+
+async fn redeem_with(server: &Server, client_id: &str, code: &str, uri: &str, verifier: &str) -> Answer {
+    let form = [
+        ("grant_type", "authorization_code"),
+        ("client_id", client_id),
+        ("code", code),
+        ("redirect_uri", uri),
+        ("code_verifier", verifier),
+    ];
+    post_form(server, "/oauth2/token", &form).await
+}
+
+async fn refresh(server: &Server, client_id: &str, token: &Value) -> Answer {
+    let token = token.as_str().unwrap();
+    let form = [("grant_type", "refresh_token"), ("client_id", client_id), ("refresh_token", token)];
+    post_form(server, "/oauth2/token", &form).await
+}
+
+/// The status and the OAuth error.
+fn error(answer: &Answer) -> (u16, String) {
+    (answer.status.as_u16(), answer.json()["error"].as_str().unwrap_or_default().to_owned())
+}
+
+fn refused(reason: &str) -> (u16, String) {
+    (400, reason.to_owned())
+}
+
+fn user(server: &Server, session: &Value) -> User {
+    let token = session["access_token"].as_str().unwrap_or_else(|| panic!("{session}")).to_owned();
+    let client = server.client.with_token(&*token);
+    User { user_id: "@alice:hs.test".to_owned(), device_id: "PHONE12345".to_owned(), token, client }
+}
+
+/// A user who logged in by OAuth, with what the client was told.
+async fn session(server: &Server) -> (String, Value) {
+    let client_id = register(server).await;
+    let code = Browser::logged_in(server, "alice").await.code(&client_id).await;
+    let answer = redeem(server, &client_id, &code).await;
+    assert_eq!(answer.status, 200, "{}", answer.json());
+    (client_id, answer.json())
+}
+
+// ---- discovery and registration ----------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn pitfall_006_what_is_off_is_not_there() {
+    let server = Server::default();
+    let gets = super::metadata::PATHS.iter().copied();
+    for path in gets.chain(["/oauth2/authorize", "/oauth2/link", "/oauth2/login", "/oauth2/style.css", "/account"]) {
+        let answer = server.client.get(path).await;
+        assert_eq!((answer.status.as_u16(), answer.errcode().as_str()), (404, "M_UNRECOGNIZED"), "{path}");
+    }
+    let posts = ["registration", "token", "revoke", "device", "authorize", "link", "login", "register", "logout"];
+    for path in posts.map(|name| format!("/oauth2/{name}")).iter().map(String::as_str).chain(["/account"]) {
+        let answer = server.client.post(path, json!({})).await;
+        assert_eq!((answer.status.as_u16(), answer.errcode().as_str()), (404, "M_UNRECOGNIZED"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_metadata_has_what_clients_insist_on() {
+    let server = server();
+    for path in super::metadata::PATHS {
+        let answer = server.client.get(path).await;
+        let body = answer.json();
+        assert_eq!((answer.status.as_u16(), &body["issuer"]), (200, &json!("https://matrix.hs.test/")));
+        assert_eq!(answer.headers[header::ACCESS_CONTROL_ALLOW_ORIGIN], "*");
+        for name in ["authorization", "token", "revocation", "registration", "device_authorization"] {
+            let url = body[format!("{name}_endpoint")].as_str().unwrap();
+            assert!(url.starts_with("https://matrix.hs.test/oauth2/"), "{url}");
+        }
+        assert_eq!(body["response_types_supported"], json!(["code"]));
+        assert_eq!(body["response_modes_supported"], json!(["query", "fragment"]));
+        assert_eq!(body["code_challenge_methods_supported"], json!(["S256"]));
+        assert_eq!(body["prompt_values_supported"], json!(["create"]));
+        assert_eq!(body["account_management_uri"], "https://matrix.hs.test/account");
+    }
+    let closed = server_with(RegistrationMode::Closed);
+    assert_eq!(closed.client.get(super::metadata::PATHS[0]).await.json().get("prompt_values_supported"), None);
+}
+
+#[tokio::test]
+async fn the_same_client_is_one() {
+    let server = server();
+    let one = register(&server).await;
+    assert_eq!(register(&server).await, one);
+    let mut other = app_metadata();
+    other["client_name"] = json!("Other");
+    let other = server.client.post("/oauth2/registration", other).await.json();
+    assert_ne!(other["client_id"], one);
+    assert_eq!((&other["token_endpoint_auth_method"], &other["application_type"]), (&json!("none"), &json!("web")));
+    let wrong = async |body: Value| error(&server.client.post("/oauth2/registration", body).await);
+    assert_eq!(wrong(json!({})).await, refused("invalid_client_metadata"));
+    assert_eq!(wrong(json!({ "client_uri": 1 })).await, refused("invalid_client_metadata"));
+    let evil = json!({ "client_uri": "https://example.com", "redirect_uris": ["https://evil.test/"] });
+    assert_eq!(wrong(evil).await, refused("invalid_redirect_uri"));
+}
+
+#[tokio::test]
+async fn clients_without_sessions_are_forgotten_after_a_week() {
+    let server = server();
+    server.user("alice").await;
+    let (client_id, tokens) = session(&server).await;
+    let mut other = app_metadata();
+    other["client_name"] = json!("Other");
+    server.client.post("/oauth2/registration", other).await;
+    let known = || server.app.store.latest().count(&OAUTH_CLIENTS, OAUTH_CLIENTS.all()).unwrap();
+    clients::forget_old(&server.app).await.unwrap();
+    assert_eq!(known(), 2);
+    server.app.clock.advance(Duration::from_secs(8 * 24 * 3_600));
+    clients::forget_old(&server.app).await.unwrap();
+    assert_eq!(known(), 1);
+    assert_eq!(refresh(&server, &client_id, &tokens["refresh_token"]).await.status, 200);
+}
+
+#[tokio::test]
+async fn nonsense_is_refused() {
+    let server = server();
+    server.user("alice").await;
+    let client_id = register(&server).await;
+    let alice = Browser::logged_in(&server, "alice").await;
+    let csrf = field(&alice.get("/account").await, "csrf");
+    let long = "x".repeat(10_000);
+    let bodies: [&[u8]; 8] =
+        [b"", b"\xff\xfe", b"a=%ff", b"&&==&", b"{}", b"grant_type=x", b"csrf=%00&do=%00", long.as_bytes()];
+    let names = ["token", "revoke", "device", "authorize", "link", "login", "register", "logout"];
+    let paths: Vec<String> =
+        names.iter().map(|name| format!("/oauth2/{name}")).chain(["/account".to_owned()]).collect();
+    for path in &paths {
+        for body in bodies {
+            let answer = alice.send(Method::POST, path, Body::from(body.to_vec())).await;
+            assert!(answer.status.is_client_error(), "{path} {body:?}: {}", answer.status);
+        }
+        let huge = alice.send(Method::POST, path, Body::from(vec![b'x'; 40_000])).await;
+        assert_eq!(huge.status, 413, "{path}");
+    }
+    for value in ["\0", "\u{202e}<script>alert(1)</script>", &long, "%", "../..", "@alice:hs.test"] {
+        for name in
+            ["user_code", "device_id", "action", "next", "request", "user", "answer", "do", "username", "password"]
+        {
+            let query = Fields::of(&[(name, value), ("action", "org.matrix.device_view")]).encode();
+            for path in &paths {
+                let page = alice.get(&format!("{path}?{query}")).await;
+                assert!(!page.status.is_server_error() && !text(&page).contains("<script"), "{path}?{query}");
+                let posted = alice.post(path, &[("csrf", &csrf), (name, value)]).await;
+                assert!(!posted.status.is_server_error() && !text(&posted).contains("<script"), "{path} {name}");
+            }
+        }
+        for name in ["client_id", "redirect_uri", "scope", "state", "code_challenge", "login_hint", "prompt"] {
+            let page = alice.get(&ask(&client_id, &[(name, value)])).await;
+            assert!(!page.status.is_server_error() && !text(&page).contains("<script"), "{name}");
+        }
+    }
+}
+
+// ---- codes -------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_client_is_let_in_and_gets_a_session() {
+    let server = server();
+    server.user("alice").await;
+    let client_id = register(&server).await;
+    let browser = Browser::new(&server);
+    // First the user logs in, and comes back.
+    let sent = browser.get(&ask(&client_id, &[("prompt", "login"), ("login_hint", "mxid:@alice:hs.test")])).await;
+    let login = location(&sent);
+    assert!(sent.status == 303 && login.starts_with("https://matrix.hs.test/oauth2/login?next="), "{login}");
+    let page = browser.get(&login).await;
+    assert!(text(&page).contains(r#"value="@alice:hs.test""#), "the name is there already");
+    assert_eq!(page.headers.get(header::ACCESS_CONTROL_ALLOW_ORIGIN), None);
+    assert!(page.headers[header::CONTENT_SECURITY_POLICY].to_str().unwrap().contains("frame-ancestors 'none'"));
+    let wrong = [("username", "alice"), ("password", "wrong horse")];
+    let answer = browser.fill_in(&page, "/oauth2/login", &["csrf", "next"], &wrong).await;
+    assert_eq!((answer.status.as_u16(), answer.headers.get(header::SET_COOKIE)), (403, None));
+    let before = browser.cookie.borrow().clone();
+    let right = [("username", "alice"), ("password", PASSWORD)];
+    let answer = browser.fill_in(&page, "/oauth2/login", &["csrf", "next"], &right).await;
+    assert_ne!(*browser.cookie.borrow(), before, "a login has a new secret");
+    // Then they are asked, once, although a login was asked for.
+    let page = browser.get(&location(&answer)).await;
+    assert!(text(&page).contains("<b>App</b> of <b>example.com</b>"), "{}", text(&page));
+    let answer =
+        browser.fill_in(&page, "/oauth2/authorize", &["csrf", "request", "user"], &[("answer", "allow")]).await;
+    let fields = returned(&location(&answer), '?');
+    assert_eq!(fields.get("state"), Some("s&t"));
+
+    let answer = redeem(&server, &client_id, fields.get("code").unwrap()).await;
+    let body = answer.json();
+    assert_eq!(
+        (answer.status.as_u16(), &body["token_type"], &body["expires_in"]),
+        (200, &json!("Bearer"), &json!(3_600))
+    );
+    assert_eq!(body["scope"], "urn:matrix:client:api:* urn:matrix:client:device:PHONE12345");
+    assert_eq!(answer.headers[header::CACHE_CONTROL], "no-store");
+    assert_eq!(answer.headers[header::ACCESS_CONTROL_ALLOW_ORIGIN], "*");
+    let alice = user(&server, &body);
+    let me = json!({ "user_id": "@alice:hs.test", "device_id": "PHONE12345" });
+    assert_eq!(alice.client.get(WHOAMI).await.json(), me);
+}
+
+#[tokio::test]
+async fn an_answer_goes_back_as_a_fragment_if_it_shall() {
+    let server = server();
+    server.user("alice").await;
+    let client_id = register(&server).await;
+    let browser = Browser::logged_in(&server, "alice").await;
+    let page = browser.get(&ask(&client_id, &[("response_mode", "fragment")])).await;
+    let names = ["csrf", "request", "user"];
+    let denied = browser.fill_in(&page, "/oauth2/authorize", &names, &[("answer", "deny")]).await;
+    let fields = returned(&location(&denied), '#');
+    assert_eq!(
+        (fields.get("error"), fields.get("state"), fields.get("code")),
+        (Some("access_denied"), Some("s&t"), None)
+    );
+}
+
+#[tokio::test]
+async fn nothing_is_sent_to_an_address_that_is_not_the_clients() {
+    let server = server();
+    server.user("alice").await;
+    let client_id = register(&server).await;
+    let browser = Browser::logged_in(&server, "alice").await;
+    let wrong = [
+        ask("unknown", &[]),
+        ask("", &[]),
+        ask(&client_id, &[("redirect_uri", "")]),
+        ask(&client_id, &[("redirect_uri", "https://evil.test/")]),
+        ask(&client_id, &[("redirect_uri", "https://app.example.com/callback/")]),
+        ask(&client_id, &[("redirect_uri", "https://app.example.com/callback?x=1")]),
+        format!("{}&redirect_uri=https%3A%2F%2Fevil.test", ask(&client_id, &[])),
+    ];
+    for path in wrong {
+        let answer = browser.get(&path).await;
+        assert_eq!((answer.status.as_u16(), location(&answer)), (400, String::new()), "{path}");
+        let html = answer.headers[header::CONTENT_TYPE] == "text/html; charset=utf-8";
+        assert!(html, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn what_else_is_wrong_the_client_is_told() {
+    let server = server();
+    let client_id = register(&server).await;
+    let browser = Browser::new(&server);
+    let check = async |changes: &[(&str, &str)], reason: &str| {
+        let answer = browser.get(&ask(&client_id, changes)).await;
+        let fields = returned(&location(&answer), '?');
+        assert_eq!((fields.get("error"), fields.get("state")), (Some(reason), Some("s&t")), "{changes:?}");
+    };
+    check(&[("response_type", "token")], "unsupported_response_type").await;
+    check(&[("response_type", "")], "invalid_request").await;
+    check(&[("response_mode", "form_post")], "invalid_request").await;
+    check(&[("code_challenge_method", "plain")], "invalid_request").await;
+    check(&[("code_challenge_method", "")], "invalid_request").await;
+    check(&[("code_challenge", "short")], "invalid_request").await;
+    check(&[("scope", "openid")], "invalid_scope").await;
+    check(&[("prompt", "none")], "consent_required").await;
+}
+
+#[tokio::test]
+async fn a_code_is_good_once_and_for_one_client() {
+    let server = server();
+    server.user("alice").await;
+    let client_id = register(&server).await;
+    let mut other = app_metadata();
+    other["client_name"] = json!("Other");
+    let other =
+        server.client.post("/oauth2/registration", other).await.json()["client_id"].as_str().unwrap().to_owned();
+    let browser = Browser::logged_in(&server, "alice").await;
+    let code = browser.code(&client_id).await;
+    let (other_verifier, hash) = ("b".repeat(43), challenge(VERIFIER));
+    let wrong: [(&str, &str, &str, &str); 6] = [
+        (&client_id, "skc_x", REDIRECT, VERIFIER),
+        (&other, &code, REDIRECT, VERIFIER),
+        (&client_id, &code, "https://app.example.com/other", VERIFIER),
+        (&client_id, &code, REDIRECT, &other_verifier),
+        (&client_id, &code, REDIRECT, &hash),
+        (&client_id, &code, REDIRECT, "short"),
+    ];
+    for (client, code, uri, verifier) in wrong {
+        assert_eq!(error(&redeem_with(&server, client, code, uri, verifier).await), refused("invalid_grant"));
+    }
+    assert_eq!(error(&redeem(&server, "unknown", &code).await), (401, "invalid_client".to_owned()));
+    let opened = redeem(&server, &client_id, &code).await;
+    assert_eq!(opened.status, 200, "whoever knew less has used nothing up");
+    let alice = user(&server, &opened.json());
+    assert_eq!(alice.client.get(WHOAMI).await.status, 200);
+    // Somebody has the code and all that belongs to it: neither of the two is trusted.
+    assert_eq!(error(&redeem(&server, &client_id, &code).await), refused("invalid_grant"));
+    assert_eq!(alice.client.get(WHOAMI).await.errcode(), "M_UNKNOWN_TOKEN");
+
+    let late = browser.code(&client_id).await;
+    server.app.clock.advance(Duration::from_secs(120));
+    assert_eq!(error(&redeem(&server, &client_id, &late).await), refused("invalid_grant"));
+}
+
+#[tokio::test]
+async fn a_code_of_before_does_not_end_a_newer_session() {
+    let server = server();
+    server.user("alice").await;
+    let client_id = register(&server).await;
+    let browser = Browser::logged_in(&server, "alice").await;
+    let (first, second) = (browser.code(&client_id).await, browser.code(&client_id).await);
+    let old = user(&server, &redeem(&server, &client_id, &first).await.json());
+    let new = user(&server, &redeem(&server, &client_id, &second).await.json());
+    assert_eq!(old.client.get(WHOAMI).await.status, 401, "the device has one session");
+    assert_eq!(error(&redeem(&server, &client_id, &first).await), refused("invalid_grant"));
+    assert_eq!(new.client.get(WHOAMI).await.status, 200);
+}
+
+#[tokio::test]
+async fn forms_of_other_sites_are_refused() {
+    let server = server();
+    server.user("alice").await;
+    let client_id = register(&server).await;
+    let (alice, stranger) = (Browser::logged_in(&server, "alice").await, Browser::new(&server));
+    let page = alice.get(&ask(&client_id, &[])).await;
+    let (request, user) = (field(&page, "request"), field(&page, "user"));
+    let strange = field(&stranger.get("/oauth2/login").await, "csrf");
+    for csrf in ["", "x", &strange] {
+        let form = [("csrf", csrf), ("request", &request), ("user", &user), ("answer", "allow")];
+        let answer = alice.post("/oauth2/authorize", &form).await;
+        assert_eq!((answer.status.as_u16(), location(&answer)), (403, String::new()));
+        let out = [("csrf", csrf), ("do", "device"), ("device_id", "X")];
+        assert_eq!(alice.post("/account", &out).await.status, 403);
+        assert_eq!(alice.post("/oauth2/link", &[("csrf", csrf), ("answer", "allow")]).await.status, 403);
+    }
+    let login = [("csrf", strange.as_str()), ("username", "alice"), ("password", PASSWORD)];
+    assert_eq!(alice.post("/oauth2/login", &login).await.status, 403);
+    assert_eq!(Browser::new(&server).post("/oauth2/login", &login).await.status, 403, "without a cookie");
+    // The form is for the user who saw it.
+    let csrf = field(&page, "csrf");
+    let form = [("csrf", csrf.as_str()), ("request", &request), ("user", "@bob:hs.test"), ("answer", "allow")];
+    let answer = alice.post("/oauth2/authorize", &form).await;
+    assert!(location(&answer).starts_with("https://matrix.hs.test/oauth2/authorize?"), "{}", location(&answer));
+}
+
+#[tokio::test]
+async fn a_login_leads_to_our_own_pages_only() {
+    let server = server();
+    server.user("alice").await;
+    for next in [
+        "https://evil.test/",
+        "//evil.test/",
+        "/\\evil.test",
+        "/oauth2/authorize.evil.test",
+        "@evil.test/account",
+        "/_matrix/client/versions",
+        "/account?\r\nX: y",
+        "",
+    ] {
+        let browser = Browser::new(&server);
+        let page = browser.get(&format!("/oauth2/login?{}", Fields::of(&[("next", next)]).encode())).await;
+        assert_eq!(field(&page, "next"), "/account", "{next}");
+        let csrf = field(&page, "csrf");
+        let form = [("csrf", csrf.as_str()), ("next", next), ("username", "alice"), ("password", PASSWORD)];
+        assert_eq!(location(&browser.post("/oauth2/login", &form).await), format!("{BASE}/account"), "{next}");
+    }
+}
+
+#[tokio::test]
+async fn an_account_is_opened_where_the_client_asks_for_it() {
+    let server = server_with(RegistrationMode::Token);
+    let client_id = register(&server).await;
+    let browser = Browser::new(&server);
+    let page = location(&browser.get(&ask(&client_id, &[("prompt", "create")])).await);
+    assert!(page.starts_with("https://matrix.hs.test/oauth2/register?next="), "{page}");
+    let page = browser.get(&page).await;
+    let fill_in = async |token: &str, again: &str| {
+        let more = [("username", "carol"), ("password", PASSWORD), ("again", again), ("token", token)];
+        browser.fill_in(&page, "/oauth2/register", &["csrf", "next"], &more).await
+    };
+    assert_eq!(fill_in("welcome", "other horse").await.status, 400);
+    assert_eq!(fill_in("wrong", PASSWORD).await.status, 403);
+    let answer = fill_in("welcome", PASSWORD).await;
+    assert_eq!(answer.status, 303, "{}", text(&answer));
+    let page = text(&browser.get(&location(&answer)).await);
+    assert!(page.contains("<b>@carol:hs.test</b>"), "{page}");
+    assert_eq!(server.try_log_in("carol", PASSWORD, json!({})).await.status, 200);
+}
+
+// ---- sessions ----------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn pitfall_010_an_old_refresh_token_ends_the_session_once_a_newer_one_was_used() {
+    let server = server();
+    server.user("alice").await;
+    let (client_id, first) = session(&server).await;
+    let legacy = json!({ "refresh_token": first["refresh_token"] });
+    let legacy = server.client.post("/_matrix/client/v3/refresh", legacy).await;
+    assert_eq!(legacy.errcode(), "M_UNKNOWN_TOKEN", "a session stays with what it began with");
+    assert_eq!(error(&refresh(&server, "unknown", &first["refresh_token"]).await).1, "invalid_client");
+    // An answer may be lost.
+    assert_eq!(refresh(&server, &client_id, &first["refresh_token"]).await.status, 200);
+    let second = refresh(&server, &client_id, &first["refresh_token"]).await.json();
+    assert_eq!(second["scope"], first["scope"]);
+    let alice = user(&server, &second);
+    assert_eq!(alice.client.get(WHOAMI).await.status, 200);
+    // Now the new one is in use: who still shows the old one is not the client, or the other is not.
+    assert_eq!(error(&refresh(&server, &client_id, &first["refresh_token"]).await), refused("invalid_grant"));
+    assert_eq!(alice.client.get(WHOAMI).await.errcode(), "M_UNKNOWN_TOKEN");
+    assert_eq!(error(&refresh(&server, &client_id, &second["refresh_token"]).await), refused("invalid_grant"));
+    let left = server.app.store.latest().count(&OAUTH_SESSIONS, OAUTH_SESSIONS.all()).unwrap();
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn whoever_has_a_token_may_end_its_session() {
+    let server = server();
+    let by_password = server.user("alice").await;
+    for kind in ["access_token", "refresh_token"] {
+        let (_, tokens) = session(&server).await;
+        let alice = user(&server, &tokens);
+        assert_eq!(alice.client.get(WHOAMI).await.status, 200);
+        let revoked = post_form(&server, "/oauth2/revoke", &[("token", tokens[kind].as_str().unwrap())]).await;
+        assert_eq!(revoked.status, 200);
+        assert_eq!(alice.client.get(WHOAMI).await.errcode(), "M_UNKNOWN_TOKEN");
+        let again = post_form(&server, "/oauth2/revoke", &[("token", tokens[kind].as_str().unwrap())]).await;
+        assert_eq!(again.status, 200);
+    }
+    assert_eq!(error(&post_form(&server, "/oauth2/revoke", &[]).await), refused("invalid_request"));
+    post_form(&server, "/oauth2/revoke", &[("token", &by_password.token)]).await;
+    assert_eq!(by_password.client.get(WHOAMI).await.status, 200, "a session stays with what it began with");
+}
+
+#[tokio::test]
+async fn passwords_are_not_asked_of_clients_of_oauth() {
+    let server = server();
+    server.user("alice").await;
+    let (_, tokens) = session(&server).await;
+    let alice = user(&server, &tokens);
+    for path in ["account/password", "account/deactivate", "delete_devices"] {
+        let body = json!({ "auth": alice.auth(), "new_password": "battery staple", "devices": ["PHONE12345"] });
+        let answer = alice.client.post(&format!("/_matrix/client/v3/{path}"), body).await;
+        assert_eq!((answer.status.as_u16(), answer.errcode().as_str()), (404, "M_UNRECOGNIZED"), "{path}");
+    }
+    assert_eq!(alice.client.get(WHOAMI).await.status, 200);
+    let told = async |user: &User| {
+        let all = user.client.get("/_matrix/client/v3/capabilities").await.json()["capabilities"].clone();
+        ["m.change_password", "m.get_login_token"].map(|name| all[name]["enabled"] == true)
+    };
+    assert_eq!(told(&alice).await, [false, false]);
+    // The same device by password is a session of the other kind.
+    let again = server.log_in_with("alice", json!({ "device_id": "PHONE12345" })).await;
+    assert_eq!(told(&again).await, [true, true]);
+    let body = json!({ "auth": again.auth(), "devices": ["NOSUCH"] });
+    assert_eq!(again.client.post("/_matrix/client/v3/delete_devices", body).await.status, 200);
+}
+
+#[tokio::test]
+async fn new_cross_signing_keys_are_approved_on_a_page() {
+    const UPLOAD: &str = "/_matrix/client/v3/keys/device_signing/upload";
+    let server = server();
+    server.user("alice").await;
+    let (_, tokens) = session(&server).await;
+    let alice = user(&server, &tokens);
+    let keys = |byte: u8, auth: Value| {
+        let key = STANDARD_NO_PAD.encode([byte; 32]);
+        let keys = json!({ (format!("ed25519:{key}")): key });
+        json!({ "master_key": { "user_id": alice.user_id, "usage": ["master"], "keys": keys }, "auth": auth })
+    };
+    assert_eq!(alice.client.post(UPLOAD, keys(1, Value::Null)).await.status, 200, "the first ones are free");
+    let asked = alice.client.post(UPLOAD, keys(2, Value::Null)).await;
+    let info = asked.json();
+    assert_eq!(asked.status, 401);
+    let flows = json!([{ "stages": ["m.oauth"] }, { "stages": ["org.matrix.cross_signing_reset"] }]);
+    assert_eq!(info["flows"], flows);
+    let url = info["params"]["m.oauth"]["url"].as_str().unwrap().to_owned();
+    assert_eq!(info["params"]["org.matrix.cross_signing_reset"]["url"], url);
+    let auth = json!({ "session": info["session"] });
+    assert_eq!(alice.client.post(UPLOAD, keys(2, auth.clone())).await.status, 401);
+    let typed = json!({ "type": "m.oauth", "session": info["session"] });
+    assert_eq!(alice.client.post(UPLOAD, keys(2, typed)).await.errcode(), "M_FORBIDDEN");
+
+    let browser = Browser::logged_in(&server, "alice").await;
+    let page = browser.get(&url).await;
+    let wrong = browser.fill_in(&page, "/account", &["csrf", "do"], &[("password", "wrong horse")]).await;
+    assert_eq!(wrong.status, 403);
+    assert_eq!(alice.client.post(UPLOAD, keys(2, auth.clone())).await.status, 401);
+    let right = browser.fill_in(&page, "/account", &["csrf", "do"], &[("password", PASSWORD)]).await;
+    assert_eq!(right.status, 200);
+    assert_eq!(alice.client.post(UPLOAD, keys(2, auth.clone())).await.status, 200);
+    // The approval is used up. Some clients come back without the session.
+    assert_eq!(alice.client.post(UPLOAD, keys(3, Value::Null)).await.status, 401);
+    browser.fill_in(&page, "/account", &["csrf", "do"], &[("password", PASSWORD)]).await;
+    assert_eq!(alice.client.post(UPLOAD, keys(3, Value::Null)).await.status, 200);
+    // And it ends.
+    let asked = alice.client.post(UPLOAD, keys(4, Value::Null)).await.json();
+    browser.fill_in(&page, "/account", &["csrf", "do"], &[("password", PASSWORD)]).await;
+    server.app.clock.advance(Duration::from_secs(600));
+    assert_eq!(alice.client.post(UPLOAD, keys(4, json!({ "session": asked["session"] }))).await.status, 401);
+}
+
+// ---- devices without a browser -----------------------------------------------------------------------------------
+
+async fn device(server: &Server, client_id: &str) -> Value {
+    let answer = post_form(server, "/oauth2/device", &[("client_id", client_id), ("scope", SCOPE)]).await;
+    assert_eq!(answer.status, 200, "{}", answer.json());
+    answer.json()
+}
+
+async fn poll(server: &Server, client_id: &str, device: &Value) -> Answer {
+    let grant = "urn:ietf:params:oauth:grant-type:device_code";
+    let code = device["device_code"].as_str().unwrap();
+    post_form(server, "/oauth2/token", &[("grant_type", grant), ("client_id", client_id), ("device_code", code)]).await
+}
+
+async fn answer_device(browser: &Browser<'_>, device: &Value, answer: &str) -> Answer {
+    let page = browser.get(device["verification_uri_complete"].as_str().unwrap()).await;
+    assert_eq!(page.status, 200, "{}", text(&page));
+    browser.fill_in(&page, "/oauth2/link", &["csrf", "user_code", "user"], &[("answer", answer)]).await
+}
+
+#[tokio::test]
+async fn a_device_waits_for_its_user() {
+    let server = server();
+    server.user("alice").await;
+    let (client_id, wait) = (register(&server).await, |seconds| server.app.clock.advance(Duration::from_secs(seconds)));
+    let device = device(&server, &client_id).await;
+    assert_eq!((&device["interval"], &device["expires_in"]), (&json!(5), &json!(900)));
+    assert_eq!(error(&poll(&server, &client_id, &device).await), refused("authorization_pending"));
+    assert_eq!(error(&poll(&server, &client_id, &device).await), refused("slow_down"));
+    wait(5);
+    assert_eq!(error(&poll(&server, &client_id, &device).await), refused("slow_down"), "it is ten seconds now");
+    wait(15);
+    assert_eq!(error(&poll(&server, &client_id, &device).await), refused("authorization_pending"));
+    // The user logs in on the way, and may type the code as they like.
+    let url = device["verification_uri_complete"].as_str().unwrap();
+    let sent = location(&Browser::new(&server).get(url).await);
+    assert!(sent.contains("/oauth2/login?next=%2Foauth2%2Flink%3Fuser_code"), "{sent}");
+    let browser = Browser::logged_in(&server, "alice").await;
+    assert_eq!(browser.get("/oauth2/link?user_code=AAAA-AAAA").await.status, 404);
+    let typed = device["user_code"].as_str().unwrap().to_lowercase().replace('-', "%20");
+    assert_eq!(browser.get(&format!("/oauth2/link?user_code={typed}")).await.status, 200);
+    assert_eq!(answer_device(&browser, &device, "allow").await.status, 200);
+    wait(20);
+    let opened = poll(&server, &client_id, &device).await;
+    assert_eq!(opened.status, 200, "{}", opened.json());
+    assert_eq!(user(&server, &opened.json()).client.get(WHOAMI).await.json()["device_id"], "PHONE12345");
+    assert_eq!(error(&poll(&server, &client_id, &device).await), refused("expired_token"), "it is good once");
+}
+
+#[tokio::test]
+async fn a_device_may_stay_outside() {
+    let server = server();
+    server.user("alice").await;
+    let client_id = register(&server).await;
+    let browser = Browser::logged_in(&server, "alice").await;
+    let unwanted = device(&server, &client_id).await;
+    assert_eq!(answer_device(&browser, &unwanted, "deny").await.status, 200);
+    assert_eq!(error(&poll(&server, &client_id, &unwanted).await), refused("access_denied"));
+    let late = device(&server, &client_id).await;
+    server.app.clock.advance(Duration::from_secs(900));
+    assert_eq!(error(&poll(&server, &client_id, &late).await), refused("expired_token"));
+    let plain = json!({ "client_uri": "https://example.com/", "redirect_uris": [REDIRECT] });
+    let plain =
+        server.client.post("/oauth2/registration", plain).await.json()["client_id"].as_str().unwrap().to_owned();
+    let answer = post_form(&server, "/oauth2/device", &[("client_id", &plain), ("scope", SCOPE)]).await;
+    assert_eq!(error(&answer), refused("unauthorized_client"));
+}
+
+// ---- the account -------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn the_account_page_shows_devices_and_logs_them_out() {
+    let server = server();
+    let by_password = server.user("alice").await;
+    let (_, tokens) = session(&server).await;
+    let alice = user(&server, &tokens);
+    let browser = Browser::new(&server);
+    let sent = location(&browser.get("/account?action=org.matrix.devices_list").await);
+    assert!(sent.ends_with("/oauth2/login?next=%2Faccount%3Faction%3Dorg.matrix.devices_list"), "{sent}");
+    let browser = Browser::logged_in(&server, "alice").await;
+    let page = text(&browser.get("/account?action=org.matrix.devices_list").await);
+    assert!(page.contains("PHONE12345") && page.contains(&by_password.device_id) && page.contains("App"), "{page}");
+    for action in ["org.matrix.device_delete", "org.matrix.device_view", "org.matrix.session_end"] {
+        let page = browser.get(&format!("/account?action={action}&device_id=PHONE12345")).await;
+        assert_eq!(field(&page, "device_id"), "PHONE12345");
+    }
+    assert_eq!(browser.get("/account?action=org.matrix.device_view&device_id=NOSUCH").await.status, 404);
+    let page = browser.get("/account?action=org.matrix.device_delete&device_id=PHONE12345").await;
+    let names = ["csrf", "do", "device_id"];
+    assert_eq!(browser.fill_in(&page, "/account", &names, &[]).await.status, 200);
+    assert_eq!(alice.client.get(WHOAMI).await.errcode(), "M_UNKNOWN_TOKEN");
+    assert_eq!(browser.fill_in(&page, "/account", &names, &[]).await.status, 404, "it is gone");
+    assert_eq!(by_password.client.get(WHOAMI).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_new_password_ends_the_logins_of_browsers() {
+    let server = server();
+    let alice = server.user("alice").await;
+    let (one, two) = (Browser::logged_in(&server, "alice").await, Browser::logged_in(&server, "alice").await);
+    let page = one.get("/account").await;
+    let csrf = field(&page, "csrf");
+    let change = async |password: &str, again: &str| {
+        let form = [
+            ("csrf", csrf.as_str()),
+            ("do", "password"),
+            ("password", password),
+            ("new", "battery staple"),
+            ("again", again),
+        ];
+        one.post("/account", &form).await.status.as_u16()
+    };
+    assert_eq!(change("wrong horse", "battery staple").await, 403);
+    assert_eq!(change(PASSWORD, "battery stable").await, 400);
+    assert_eq!(change(PASSWORD, "battery staple").await, 200);
+    assert_eq!(server.try_log_in("alice", "battery staple", json!({})).await.status, 200);
+    assert_eq!(alice.client.get(WHOAMI).await.status, 200, "devices stay unless they shall not");
+    assert_eq!((one.get("/account").await.status.as_u16(), two.get("/account").await.status.as_u16()), (303, 303));
+}
+
+#[tokio::test]
+async fn a_login_of_a_browser_ends() {
+    let server = server();
+    server.user("alice").await;
+    let browser = Browser::logged_in(&server, "alice").await;
+    let page = browser.get("/account").await;
+    assert_eq!(page.status, 200);
+    let csrf = field(&page, "csrf");
+    assert_eq!(browser.post("/oauth2/logout", &[("csrf", &csrf)]).await.status, 303);
+    assert_eq!(browser.get("/account").await.status, 303);
+    let browser = Browser::logged_in(&server, "alice").await;
+    server.app.clock.advance(Duration::from_secs(30 * 60));
+    assert_eq!(browser.get("/account").await.status, 303);
+}
+
+#[tokio::test]
+async fn an_account_is_closed_with_its_password_only() {
+    let server = server();
+    let alice = server.user("alice").await;
+    let browser = Browser::logged_in(&server, "alice").await;
+    let page = browser.get("/account?action=org.matrix.account_deactivate").await;
+    let close = async |password: &str| {
+        browser.fill_in(&page, "/account", &["csrf", "do"], &[("password", password)]).await.status.as_u16()
+    };
+    assert_eq!(close("wrong horse").await, 403);
+    assert_eq!(alice.client.get(WHOAMI).await.status, 200);
+    assert_eq!(close(PASSWORD).await, 200);
+    assert_eq!(alice.client.get(WHOAMI).await.status, 401);
+    assert_eq!(browser.get("/account").await.status, 303);
+}
