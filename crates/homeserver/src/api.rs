@@ -52,6 +52,7 @@ pub fn routes() -> Routes {
         .join(client::reporting::routes())
         .join(client::mutual_rooms::routes())
         .join(client::thirdparty::routes())
+        .join(client::appservice::routes())
         .join(client::timestamp::routes())
         .join(client::upgrade::routes())
         .join(client::room_state::routes())

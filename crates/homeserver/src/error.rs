@@ -80,6 +80,22 @@ impl Error {
         Self::bad_request(ErrorCode::Unknown, message)
     }
 
+    /// The name is another application service's, or the service's own namespaces do not cover it.
+    pub fn exclusive(message: impl Into<Text>) -> Self {
+        Self::bad_request(ErrorCode::Exclusive, message)
+    }
+
+    /// An application service speaks for a device that is not there.
+    pub fn unknown_device() -> Self {
+        Self::bad_request(ErrorCode::UnknownDevice, "There is no such device")
+    }
+
+    /// The service makes devices for its users instead of logging in.
+    pub fn appservice_login_unsupported() -> Self {
+        let message = "The registration says that this application service makes devices instead of logging in";
+        Self::bad_request(ErrorCode::AppserviceLoginUnsupported, message)
+    }
+
     // 401
 
     pub fn missing_token() -> Self {
@@ -175,6 +191,35 @@ impl Error {
         let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, ErrorCode::LimitExceeded, "Too many requests");
         error.0.retry_after = Some(retry_after);
         error
+    }
+
+    // What became of asking an application service.
+
+    /// Its registration has no URL.
+    pub fn url_not_set() -> Self {
+        Self::bad_request(ErrorCode::UrlNotSet, "The registration of the application service has no URL")
+    }
+
+    /// It answered something that is not a success.
+    pub fn bad_status(status: StatusCode, body: &str) -> Self {
+        let message = format!("The application service answers {}", status.as_u16());
+        Self::new(StatusCode::BAD_GATEWAY, ErrorCode::BadStatus, message)
+            .with("status", status.as_u16())
+            .with("body", body)
+    }
+
+    pub fn connection_failed(message: impl Into<Text>) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, ErrorCode::ConnectionFailed, message)
+    }
+
+    pub fn connection_timeout(message: impl Into<Text>) -> Self {
+        Self::new(StatusCode::GATEWAY_TIMEOUT, ErrorCode::ConnectionTimeout, message)
+    }
+
+    /// A client waited for an application service that did not answer.
+    pub fn service_timeout() -> Self {
+        let message = "The application service that knows about this did not answer in time";
+        Self::new(StatusCode::REQUEST_TIMEOUT, ErrorCode::Unknown, message)
     }
 
     // 408, 5xx

@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod api;
+pub mod appservice;
 pub mod auth;
 pub mod blocking;
 pub mod client;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hashbrown::HashMap;
-use http::{Request, StatusCode, Uri, header};
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -24,6 +24,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
+use crate::config::registrations::Registrations;
 use crate::config::{Config, Destination, FederationMode};
 
 /// Requests under way at one time.
@@ -69,18 +70,34 @@ pub struct Post<'a> {
     pub max_answer_bytes: usize,
 }
 
+/// One request of any kind. A body is JSON.
+pub struct Ask<'a> {
+    pub method: Method,
+    pub url: &'a str,
+    /// A token that proves who asks.
+    pub bearer: Option<&'a str>,
+    pub body: Option<Bytes>,
+    /// From the first packet to the last.
+    pub within: Duration,
+    /// The largest answer that is read.
+    pub max_answer_bytes: usize,
+}
+
 impl Outgoing {
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &Config, appservices: &Registrations) -> Self {
         let isolated = match config.federation.mode {
             FederationMode::Isolated => true,
         };
         // Whoever connects to nothing needs no certificates.
-        let tls = if config.push.gateways.iter().any(|gateway| gateway.tls) {
+        let services = appservices.iter().filter_map(|registration| registration.service.as_ref());
+        let mut places = services.map(|service| &service.place).chain(&config.push.gateways);
+        let needed = places.any(|place| place.tls);
+        let tls = if needed {
             client_config(config.outgoing.ca_file.as_deref())
         } else {
             Err("no destination with TLS was allowed when the server started".to_owned())
         };
-        if let (Err(cause), true) = (&tls, config.push.gateways.iter().any(|gateway| gateway.tls)) {
+        if let (Err(cause), true) = (&tls, needed) {
             tracing::error!(%cause, "no TLS connection can be opened");
         }
         Outgoing { isolated, tls, idle: Mutex::default(), turns: Semaphore::new(MAX_REQUESTS) }
@@ -92,13 +109,20 @@ impl Outgoing {
         allowed: &[Destination],
         post: Post<'_>,
     ) -> Result<(StatusCode, Bytes), OutgoingError> {
-        let (uri, place) = place(post.url).ok_or_else(|| OutgoingError::NotAllowed(post.url.to_owned()))?;
+        let Post { url, body, within, max_answer_bytes } = post;
+        let ask = Ask { method: Method::POST, url, bearer: None, body: Some(body), within, max_answer_bytes };
+        self.request(allowed, ask).await
+    }
+
+    /// Sends a request to a URL that one of `allowed` covers. Any status is an answer, also that of a redirect.
+    pub async fn request(&self, allowed: &[Destination], ask: Ask<'_>) -> Result<(StatusCode, Bytes), OutgoingError> {
+        let (uri, place) = place(ask.url).ok_or_else(|| OutgoingError::NotAllowed(ask.url.to_owned()))?;
         if !allowed.iter().any(|allowed| allowed.covers(&place)) {
             return Err(OutgoingError::NotAllowed(place.to_string()));
         }
-        let within = post.within;
+        let within = ask.within;
         let _turn = self.turns.acquire().await;
-        tokio::time::timeout(within, self.exchange(&place, &uri, &post))
+        tokio::time::timeout(within, self.exchange(&place, &uri, &ask))
             .await
             .unwrap_or_else(|_| Err(OutgoingError::TimedOut(place.to_string())))
     }
@@ -107,15 +131,24 @@ impl Outgoing {
         &self,
         place: &Destination,
         uri: &Uri,
-        post: &Post<'_>,
+        ask: &Ask<'_>,
     ) -> Result<(StatusCode, Bytes), OutgoingError> {
         let broken = |cause: &dyn std::fmt::Display| OutgoingError::Unreachable(place.to_string(), cause.to_string());
         let request = || {
-            Request::post(uri.path_and_query().map_or("/", |path| path.as_str()))
+            let mut request = Request::builder()
+                .method(ask.method.clone())
+                .uri(uri.path_and_query().map_or("/", |path| path.as_str()))
                 .header(header::HOST, uri.authority().map_or("", |authority| authority.as_str()))
-                .header(header::CONTENT_TYPE, "application/json")
-                .header(header::USER_AGENT, "Skerry")
-                .body(Full::new(post.body.clone()))
+                .header(header::USER_AGENT, "Skerry");
+            if ask.body.is_some() {
+                request = request.header(header::CONTENT_TYPE, "application/json");
+            }
+            if let Some(token) = ask.bearer {
+                let mut value = HeaderValue::try_from(format!("Bearer {token}"))?;
+                value.set_sensitive(true);
+                request = request.header(header::AUTHORIZATION, value);
+            }
+            request.body(Full::new(ask.body.clone().unwrap_or_default()))
         };
         let (mut sender, response) = match self.reuse(place, request().map_err(|cause| broken(&cause))?).await {
             Some(answered) => answered,
@@ -127,7 +160,7 @@ impl Outgoing {
             }
         };
         let status = response.status();
-        let body = Limited::new(response.into_body(), post.max_answer_bytes);
+        let body = Limited::new(response.into_body(), ask.max_answer_bytes);
         let body = body.collect().await.map_err(|cause| broken(&cause))?.to_bytes();
         if sender.ready().await.is_ok() {
             self.keep(place, sender);
@@ -315,7 +348,7 @@ mod tests {
     }
 
     fn outgoing() -> Outgoing {
-        Outgoing::new(&Config::new(ruma::owned_server_name!("hs.test")))
+        Outgoing::new(&Config::new(ruma::owned_server_name!("hs.test")), &Registrations::default())
     }
 
     async fn post(outgoing: &Outgoing, allowed: &str, url: &str) -> Result<(StatusCode, Bytes), OutgoingError> {
@@ -415,7 +448,7 @@ mod tests {
             let mut config = Config::new(ruma::owned_server_name!("hs.test"));
             config.push.gateways = vec!["https://localhost:*".parse().unwrap()];
             config.outgoing.ca_file = Some(file);
-            Outgoing::new(&config)
+            Outgoing::new(&config, &Registrations::default())
         };
         let url = format!("https://localhost:{port}/x");
         assert_eq!(post(&with(ca_file), "https://localhost:*", &url).await.unwrap().0, 200);

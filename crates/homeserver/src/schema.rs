@@ -36,6 +36,13 @@ pub mod topic {
     /// The class of the topic of all delayed events.
     pub const DELAYED: u8 = 7;
 
+    /// The class of application services; the key is the service's ID.
+    pub const APPSERVICE: u8 = 8;
+
+    /// An application service shows that it is there.
+    pub fn appservice(id: &str) -> Topic {
+        Topic::new(APPSERVICE, id.as_bytes())
+    }
     /// Somebody's pushers changed.
     pub fn pushers() -> Topic {
         Topic::new(PUSHERS, [])
@@ -337,6 +344,20 @@ pub const OAUTH_CLIENTS: Table<String, OauthClient> =
 pub const OAUTH_SESSIONS: Table<(String, String), OauthSession> =
     Table::new(0x71, "oauth_sessions", Hint::Small, None, "that a device logged in by OAuth, by user ID and device ID");
 
+// ---- application services ----------------------------------------------------------------------------------------
+
+/// Stays after the transaction was acknowledged, without a body: numbers are not used again.
+pub const SERVICE_TXNS: Table<String, ServiceTxn> =
+    Table::new(0x74, "service_txns", Hint::Small, None, "the last transaction for an application service, by its ID")
+        .chunked();
+pub const NETWORK_ROOMS: Table<(String, String, RoomNr), ()> = Table::new(
+    0x75,
+    "network_rooms",
+    Hint::Small,
+    None,
+    "a room in the directory of another network, by the ID of the application service, network ID and room",
+);
+
 /// Which pusher: app ID and pushkey.
 pub type PusherId<'a> = (&'a str, &'a str);
 
@@ -437,6 +458,8 @@ pub fn tables() -> Vec<TableDef> {
         DELAYED_OF.def(),
         OAUTH_CLIENTS.def(),
         OAUTH_SESSIONS.def(),
+        SERVICE_TXNS.def(),
+        NETWORK_ROOMS.def(),
     ]
 }
 
@@ -1075,6 +1098,17 @@ pub struct OauthSession {
     pub code: [u8; 32],
 }
 postcard_value!(OauthSession, 1);
+
+/// A transaction for an application service. It is sent until it is acknowledged, always in the same words.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceTxn {
+    pub number: u64,
+    /// JSON; empty once it was acknowledged.
+    pub body: String,
+    /// The messages to devices that are in it: user ID, device ID, and the position of the last one.
+    pub to_device: Vec<(String, String, u64)>,
+}
+postcard_value!(ServiceTxn, 1);
 
 fn format_one(version: u8) -> Result<(), Corrupt> {
     if version == 1 { Ok(()) } else { Err(Corrupt::new("an unknown format version")) }

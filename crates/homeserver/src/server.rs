@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api;
+use crate::appservice;
 use crate::clock::Clock;
 use crate::config::{Config, Listener};
 use crate::delayed;
@@ -56,12 +57,13 @@ pub struct RunOptions {
 /// Opens the data directory. Blocks while the store replays its log.
 pub fn open(config: Config) -> Result<App, StartError> {
     let (clock, rng) = (Clock::system(), Rng::system());
+    let appservices = App::registrations(&config)?;
     let dir = &config.data_dir;
     fs::create_dir_all(dir).map_err(file(|| format!("data directory {}", dir.display())))?;
     let key = signing::load_or_create(&dir.join("signing.key"), &rng)?.key_pair()?;
     let disk = Disk::at(config.store_dir()).memory_budget_bytes(config.memory_budget.as_usize() / 2);
     let store = Store::open(disk)?;
-    Ok(App::new(config, store, key, clock, rng))
+    Ok(App::with_services(config, appservices, store, key, clock, rng))
 }
 
 impl Server {
@@ -98,6 +100,7 @@ impl Server {
         app.tasks.spawn(housekeeping::run(app.clone()));
         app.tasks.spawn(indexing::run(app.clone()));
         app.tasks.spawn(gateway::run(app.clone()));
+        appservice::start(&app).await.map_err(|cause| StartError::Other(cause.to_string()))?;
         app.tasks.spawn(delayed::run(app.clone()));
         let admin = bind_unix(&bound.admin)?;
         tokio::spawn(connections.clone().serve_unix(admin, built(&app, api::admin())?));

@@ -13,6 +13,7 @@ use crate::api;
 use crate::auth::Auth;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::config::registrations::Registrations;
 use crate::http::Router;
 use crate::limits::Limits;
 use crate::media::Media;
@@ -45,6 +46,8 @@ pub struct Services {
     pub metrics: Metrics,
     pub limits: Limits,
     pub auth: Auth,
+    /// Bridges and bots, as their registration files have it.
+    pub appservices: Registrations,
     /// The one gate to the outside.
     pub outgoing: Outgoing,
     /// Cancelled when the server stops: long polls answer at once.
@@ -65,14 +68,26 @@ pub enum StartError {
 }
 
 impl App {
+    /// A server without application services.
     pub fn new(config: Config, store: Store, signing_key: Ed25519KeyPair, clock: Clock, rng: Rng) -> Self {
+        Self::with_services(config, Registrations::default(), store, signing_key, clock, rng)
+    }
+
+    pub fn with_services(
+        config: Config,
+        appservices: Registrations,
+        store: Store,
+        signing_key: Ed25519KeyPair,
+        clock: Clock,
+        rng: Rng,
+    ) -> Self {
         let shutdown = CancellationToken::new();
         Self(Arc::new(Services {
             media: Media::new(store.clone(), &config, clock.clone(), rng.clone(), shutdown.clone()),
             server_name: config.server_name.clone(),
             limits: Limits::new(config.rate_limits.clone(), clock.clone()),
             auth: Auth::new(&config, rng.clone()),
-            outgoing: Outgoing::new(&config),
+            outgoing: Outgoing::new(&config, &appservices),
             metrics: Metrics::default(),
             shutdown,
             tasks: TaskTracker::new(),
@@ -81,10 +96,17 @@ impl App {
             sync: Sync::new(&store, &rng, config.memory_budget.as_usize() as u64 / 16),
             store,
             signing_key,
+            appservices,
             config,
             clock,
             rng,
         }))
+    }
+
+    /// The registration files that settings name.
+    pub fn registrations(config: &Config) -> Result<Registrations, StartError> {
+        Registrations::load(&config.application_services.files, &config.server_name)
+            .map_err(|wrong| StartError::Other(wrong.join("\n")))
     }
 
     /// A server that forgets everything, with a clock that stands still and the same randomness every time.
@@ -98,9 +120,11 @@ impl App {
         let rng = Rng::seeded(1);
         let parts = Store::open(disk)
             .map_err(StartError::from)
-            .and_then(|store| Ok((store, signing::generate(&rng)?.key_pair()?)));
+            .and_then(|store| Ok((store, signing::generate(&rng)?.key_pair()?, Self::registrations(&config)?)));
         match parts {
-            Ok((store, key)) => Self::new(config, store, key, Clock::manual(1_700_000_000_000), rng),
+            Ok((store, key, appservices)) => {
+                Self::with_services(config, appservices, store, key, Clock::manual(1_700_000_000_000), rng)
+            }
             Err(cause) => panic!("{cause}"),
         }
     }

@@ -1,5 +1,6 @@
 //! Who somebody is: tokens, passwords, devices, interactive authentication. The HTTP edge calls `authenticate`.
 
+pub mod appservice;
 pub mod devices;
 pub mod nonces;
 pub mod oauth;
@@ -51,6 +52,9 @@ impl Auth {
 
 /// Looks a token up: two rows, no lock. Only the first use after a refresh writes something and waits for it.
 pub async fn authenticate(app: &App, credentials: &Credentials, ip: IpAddr) -> Result<Requester> {
+    if let Some(service) = app.appservices.by_token(&credentials.token) {
+        return appservice::speaker(app, service, credentials);
+    }
     let hash = tokens::hash(&credentials.token);
     let (token, user) = {
         let read = app.store.snapshot();

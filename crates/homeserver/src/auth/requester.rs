@@ -61,6 +61,8 @@ pub enum Access {
     OptionalToken,
     Token,
     AppserviceToken,
+    /// A token is looked at only if it is an application service's; others are as good as none.
+    AppserviceTokenIfAny,
 }
 
 /// Ties ruma's authentication schemes to the type of `Ctx::requester`.
@@ -100,7 +102,7 @@ impl Scheme for auth_scheme::AppserviceToken {
 }
 
 impl Scheme for auth_scheme::AppserviceTokenOptional {
-    const ACCESS: Access = Access::OptionalToken;
+    const ACCESS: Access = Access::AppserviceTokenIfAny;
     type Requester = Option<Requester>;
 
     fn accept(requester: Option<Requester>) -> Result<Self::Requester> {

@@ -1,16 +1,17 @@
 //! One's own devices.
 
+use http::StatusCode;
 use ruma::api::client::device::{self, delete_device, delete_devices, get_device, get_devices, update_device};
 use ruma::{MilliSecondsSinceUnixEpoch, UInt};
 use store::{Read, Tx};
 
 use crate::auth::{devices, uia};
 use crate::error::{Error, Result};
-use crate::http::{Ctx, Routes};
+use crate::http::{Ctx, Response, Routes, json_response};
 use crate::schema::{self, DEVICE_SEEN, DEVICES, Device};
 
 pub fn routes() -> Routes {
-    Routes::default().ruma(list).ruma(get).ruma(update).ruma(delete).ruma(delete_some)
+    Routes::default().ruma(list).ruma(get).ruma_answering(update).ruma(delete).ruma(delete_some)
 }
 
 async fn list(ctx: Ctx<get_devices::v3::Request>) -> Result<get_devices::v3::Response> {
@@ -30,20 +31,27 @@ async fn get(ctx: Ctx<get_device::v3::Request>) -> Result<get_device::v3::Respon
     Ok(get_device::v3::Response::new(describe(&read, user_id, device_id, device)?))
 }
 
-async fn update(ctx: Ctx<update_device::v3::Request>) -> Result<update_device::v3::Response> {
+/// Changes a device's name. An application service makes devices in this way, too.
+async fn update(ctx: Ctx<update_device::v3::Request>) -> Result<Response> {
     let (user_id, device_id) = (ctx.requester.user_id.as_str(), ctx.request.device_id.as_str());
     let name = ctx.request.display_name.as_deref().map(devices::valid_name).transpose()?;
-    let update = |tx: &mut Tx| -> Result<()> {
-        let device = tx.get(&DEVICES, (user_id, device_id))?.ok_or_else(unknown)?;
+    let update = |tx: &mut Tx| -> Result<bool> {
+        let known = tx.get(&DEVICES, (user_id, device_id))?;
+        if known.is_none() && ctx.requester.appservice.is_some() {
+            // Its users do not log in.
+            devices::log_in(&ctx.app, tx, user_id, Some(device_id), name.as_deref())?;
+            return Ok(true);
+        }
+        let device = known.ok_or_else(unknown)?;
         if let Some(name) = &name {
             tx.put(&DEVICES, (user_id, device_id), &Device { display_name: Some(name.clone()), ..device });
             // Others are shown the name, where the device has keys.
             schema::device_list_changed(tx, user_id)?;
         }
-        Ok(())
+        Ok(false)
     };
-    ctx.app.store.transact(update).await?;
-    Ok(update_device::v3::Response::new())
+    let made = ctx.app.store.transact(update).await?.value;
+    Ok(json_response(if made { StatusCode::CREATED } else { StatusCode::OK }, "{}"))
 }
 
 async fn delete(ctx: Ctx<delete_device::v3::Request>) -> Result<delete_device::v3::Response> {

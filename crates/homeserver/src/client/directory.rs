@@ -1,5 +1,7 @@
 //! Room aliases and the room directory.
 
+use std::sync::Arc;
+
 use http::{Method, StatusCode};
 use ruma::api::client::alias::{create_alias, delete_alias, get_alias};
 use ruma::api::client::directory::{get_public_rooms, get_public_rooms_filtered, get_room_visibility};
@@ -9,11 +11,13 @@ use ruma::{RoomAliasId, RoomId, ServerName, UInt};
 use serde::Deserialize;
 
 use crate::App;
-use crate::auth::Access;
+use crate::appservice::queries;
+use crate::auth::{Access, Requester};
+use crate::config::registrations::Registration;
 use crate::error::{Error, Result};
 use crate::http::{Ctx, RawCtx, Response, Routes, json_response};
 use crate::rooms::aliases;
-use crate::rooms::public::{self, Listing};
+use crate::rooms::public::{self, Listing, Network};
 use crate::rooms::read::RoomReader;
 use crate::rooms::visibility::{Reach, Standing};
 
@@ -36,20 +40,45 @@ pub fn routes() -> Routes {
 
 async fn get_alias(ctx: Ctx<get_alias::v3::Request>) -> Result<get_alias::v3::Response> {
     let alias = &ctx.request.room_alias;
-    let room_id = aliases::resolve(&ctx.app.store.snapshot(), alias)?;
+    let room_id = queries::alias(&ctx.app, alias).await?;
     let room_id = room_id.ok_or_else(|| Error::not_found(format!("There is no alias {alias}")))?;
     Ok(get_alias::v3::Response::new(room_id, vec![ctx.app.server_name.clone()]))
 }
 
 async fn create_alias(ctx: Ctx<create_alias::v3::Request>) -> Result<create_alias::v3::Response> {
     ctx.requester.not_suspended()?;
+    own_or_free(&ctx.app, &ctx.requester, &ctx.request.room_alias)?;
     aliases::create(&ctx.app, &ctx.requester.user_id, &ctx.request.room_alias, &ctx.request.room_id).await?;
     Ok(create_alias::v3::Response::new())
 }
 
+/// Aliases that are kept for an application service are not for others.
+fn not_kept(app: &App, requester: &Requester, alias: &RoomAliasId) -> Result<()> {
+    if app.appservices.keeps_alias(alias, requester.appservice.as_deref()) {
+        return Err(Error::exclusive(format!("The alias {alias} is kept for an application service")));
+    }
+    Ok(())
+}
+
+/// Whether somebody may make an alias: it is not kept for another, and a service makes none outside of its namespaces.
+pub(super) fn own_or_free(app: &App, requester: &Requester, alias: &RoomAliasId) -> Result<()> {
+    not_kept(app, requester, alias)?;
+    let id = requester.appservice.as_deref();
+    let outside = |service: &Arc<Registration>| !service.has_alias(alias.as_str());
+    if id.and_then(|id| app.appservices.by_id(id)).is_some_and(outside) {
+        return Err(Error::exclusive(format!("The alias {alias} is not in the namespaces of the application service")));
+    }
+    Ok(())
+}
+
 async fn delete_alias(ctx: Ctx<delete_alias::v3::Request>) -> Result<delete_alias::v3::Response> {
     ctx.requester.not_suspended()?;
-    aliases::delete(&ctx.app, &ctx.requester.user_id, ctx.requester.admin, &ctx.request.room_alias).await?;
+    let alias = &ctx.request.room_alias;
+    not_kept(&ctx.app, &ctx.requester, alias)?;
+    // A service rules over its namespaces.
+    let service = ctx.requester.appservice.as_deref().and_then(|id| ctx.app.appservices.by_id(id));
+    let rules = ctx.requester.admin || service.is_some_and(|service| service.has_alias(alias.as_str()));
+    aliases::delete(&ctx.app, &ctx.requester.user_id, rules, &ctx.request.room_alias).await?;
     Ok(delete_alias::v3::Response::new())
 }
 
@@ -67,8 +96,14 @@ async fn room_aliases(ctx: Ctx<room_aliases::v3::Request>) -> Result<room_aliase
 
 async fn public_rooms(ctx: Ctx<get_public_rooms::v3::Request>) -> Result<get_public_rooms::v3::Response> {
     let request = &ctx.request;
-    let listing =
-        list(&ctx.app, request.server.as_deref(), request.limit, request.since.as_deref(), &Filter::default())?;
+    let listing = list(
+        &ctx.app,
+        request.server.as_deref(),
+        request.limit,
+        request.since.as_deref(),
+        &Filter::default(),
+        Network::Matrix,
+    )?;
     let mut response = get_public_rooms::v3::Response::new(listing.chunk);
     response.next_batch = listing.next_batch;
     response.prev_batch = listing.prev_batch;
@@ -80,11 +115,17 @@ async fn search_public_rooms(
     ctx: Ctx<get_public_rooms_filtered::v3::Request>,
 ) -> Result<get_public_rooms_filtered::v3::Response> {
     let request = &ctx.request;
-    let listing = match request.room_network {
-        // There are no networks besides this one, so nothing is in them.
-        RoomNetwork::ThirdParty(_) => Listing::default(),
-        _ => list(&ctx.app, request.server.as_deref(), request.limit, request.since.as_deref(), &request.filter)?,
+    let network = match &request.room_network {
+        RoomNetwork::All => Network::All,
+        RoomNetwork::ThirdParty(instance_id) => {
+            // A name that is none is that of a network with nothing in it.
+            let (service_id, network_id) = queries::parts_of(instance_id).unwrap_or_default();
+            Network::Other(service_id, network_id)
+        }
+        _ => Network::Matrix,
     };
+    let (server, since) = (request.server.as_deref(), request.since.as_deref());
+    let listing = list(&ctx.app, server, request.limit, since, &request.filter, network)?;
     let mut response = get_public_rooms_filtered::v3::Response::new();
     response.chunk = listing.chunk;
     response.next_batch = listing.next_batch;
@@ -99,12 +140,13 @@ fn list(
     limit: Option<UInt>,
     since: Option<&str>,
     filter: &Filter,
+    network: Network<'_>,
 ) -> Result<Listing> {
     if server.is_some_and(|server| server != app.server_name) {
         return Err(Error::forbidden("The directories of other servers cannot be read: federation is off"));
     }
     let read = app.store.snapshot();
-    public::list(RoomReader::new(&app.room_cache, &read), limit, since, filter)
+    public::list(RoomReader::new(&app.room_cache, &read), limit, since, filter, network)
 }
 
 async fn room_visibility(ctx: Ctx<get_room_visibility::v3::Request>) -> Result<get_room_visibility::v3::Response> {

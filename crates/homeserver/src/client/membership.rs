@@ -9,6 +9,7 @@ use ruma::{OwnedRoomId, RoomAliasId, RoomId, RoomOrAliasId, UserId};
 use store::Read as _;
 
 use crate::App;
+use crate::appservice::queries;
 use crate::auth::Requester;
 use crate::error::{Error, Result};
 use crate::http::{Ctx, Routes};
@@ -45,7 +46,7 @@ async fn join_by_id(ctx: Ctx<join_room_by_id::v3::Request>) -> Result<join_room_
 }
 
 async fn join(ctx: Ctx<join_room_by_id_or_alias::v3::Request>) -> Result<join_room_by_id_or_alias::v3::Response> {
-    let room_id = resolve(&ctx.app, &ctx.request.room_id_or_alias)?;
+    let room_id = resolve(&ctx.app, &ctx.request.room_id_or_alias).await?;
     join_room(&ctx.app, &ctx.requester, &room_id, ctx.request.reason).await?;
     Ok(join_room_by_id_or_alias::v3::Response { room_id })
 }
@@ -60,7 +61,7 @@ async fn join_room(app: &App, requester: &Requester, room_id: &RoomId, reason: O
 
 async fn knock(ctx: Ctx<knock_room::v3::Request>) -> Result<knock_room::v3::Response> {
     ctx.requester.not_suspended()?;
-    let room_id = resolve(&ctx.app, &ctx.request.room_id_or_alias)?;
+    let room_id = resolve(&ctx.app, &ctx.request.room_id_or_alias).await?;
     known(&ctx.app, &room_id)?;
     let wish = Wish { reason: ctx.request.reason, ..Wish::own(Act::Knock, &ctx.requester.user_id) };
     carry_out(&ctx.app, &room_id, wish).await?;
@@ -72,6 +73,7 @@ async fn invite(ctx: Ctx<invite_user::v3::Request>) -> Result<invite_user::v3::R
     let invite_user::v3::InvitationRecipient::UserId(invitee) = &ctx.request.recipient else {
         return Err(Error::forbidden("People cannot be invited by address: there is no identity server"));
     };
+    queries::user(&ctx.app, &invitee.user_id, ctx.requester.appservice.as_deref()).await?;
     on_another(&ctx.app, &ctx.requester, &ctx.request.room_id, Act::Invite, &invitee.user_id, invitee.reason.clone())
         .await?;
     Ok(invite_user::v3::Response {})
@@ -130,14 +132,16 @@ fn known(app: &App, room_id: &RoomId) -> Result<()> {
     }
 }
 
-fn resolve(app: &App, room: &RoomOrAliasId) -> Result<OwnedRoomId> {
+async fn resolve(app: &App, room: &RoomOrAliasId) -> Result<OwnedRoomId> {
     if let Ok(room_id) = RoomId::parse(room.as_str()) {
         return Ok(room_id);
     }
     let alias = RoomAliasId::parse(room.as_str()).map_err(|cause| Error::invalid_param(cause.to_string()))?;
     let row = app.store.latest().get(&schema::ALIASES, alias.as_str())?;
-    let row = row.ok_or_else(|| Error::not_found("This alias leads nowhere"))?;
-    RoomId::parse(&row.room_id).map_err(Error::internal)
+    if let Some(row) = row {
+        return RoomId::parse(&row.room_id).map_err(Error::internal);
+    }
+    queries::alias(app, &alias).await?.ok_or_else(|| Error::not_found("This alias leads nowhere"))
 }
 
 #[cfg(test)]

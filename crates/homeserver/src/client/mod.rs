@@ -3,6 +3,7 @@
 pub mod account;
 pub mod account_data;
 pub mod admin;
+pub mod appservice;
 pub mod calls;
 pub mod capabilities;
 pub mod create_room;
@@ -44,7 +45,7 @@ pub mod spaces;
 pub mod sync;
 pub mod tags;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod thirdparty;
 pub mod threads;
 pub mod timestamp;

@@ -1,28 +1,23 @@
 //! Opening accounts.
 
-use ruma::OwnedUserId;
-use ruma::api::client::account::register::{self, RegistrationKind};
+use ruma::api::client::account::register::{self, LoginType, RegistrationKind};
 use ruma::api::client::account::{check_registration_token_validity, get_username_availability};
+use ruma::{OwnedUserId, UserId};
 use store::Tx;
 
 use crate::App;
 use crate::auth::tokens::{self, Grant};
 use crate::auth::uia::{self, Challenge, Stage};
-use crate::auth::{Access, devices};
+use crate::auth::{Requester, devices};
 use crate::config::RegistrationMode;
+use crate::config::registrations::Registration;
 use crate::error::{Error, Result};
 use crate::http::{Ctx, Routes};
 use crate::limits::Class;
 use crate::users::accounts::{self, NewAccount};
 
 pub fn routes() -> Routes {
-    Routes::default()
-        .ruma(register)
-        .access(Access::Anyone)
-        .limit(Class::Register)
-        .ruma(available)
-        .ruma(token_validity)
-        .limit(Class::Register)
+    Routes::default().ruma(register).limit(Class::Register).ruma(available).ruma(token_validity).limit(Class::Register)
 }
 
 type Register = register::v3::Request;
@@ -30,6 +25,9 @@ type Registered = register::v3::Response;
 
 async fn register(ctx: Ctx<Register>) -> Result<Registered> {
     match &ctx.request.kind {
+        RegistrationKind::User if ctx.request.login_type == Some(LoginType::ApplicationService) => {
+            register_for_service(&ctx).await
+        }
         RegistrationKind::User => register_user(&ctx).await,
         RegistrationKind::Guest => register_guest(&ctx).await,
         _ => Err(Error::invalid_param("kind is either user or guest")),
@@ -45,6 +43,7 @@ async fn register_user(ctx: &Ctx<Register>) -> Result<Registered> {
     };
     let named = request.username.as_deref().map(|name| accounts::user_id_for_new(app, name)).transpose()?;
     if let Some(user_id) = &named {
+        not_kept(app, user_id)?;
         accounts::check_free(app, user_id)?;
     }
     if let Some(password) = &request.password {
@@ -56,9 +55,45 @@ async fn register_user(ctx: &Ctx<Register>) -> Result<Registered> {
 
     let password = request.password.as_deref().ok_or_else(|| Error::missing_param("password is missing"))?;
     let password_hash = Some(app.auth.passwords.hash(password).await?);
-    let user_id = named.map_or_else(|| accounts::random_name(app, false), Ok)?;
+    let user_id = named.map_or_else(|| free_name(app), Ok)?;
     let new = NewAccount { password_hash, registration_token: passed.registration_token, ..NewAccount::default() };
     open(app, user_id, new, request).await
+}
+
+/// A service opens accounts in its namespaces, whatever the settings say of others. They have no passwords.
+async fn register_for_service(ctx: &Ctx<Register>) -> Result<Registered> {
+    let (app, request) = (&ctx.app, &ctx.request);
+    let service = service_of(app, ctx.requester.as_ref())?;
+    let name = request.username.as_deref().ok_or_else(|| Error::missing_param("username is missing"))?;
+    let user_id = accounts::user_id_for_new(app, name)?;
+    if !service.has_user(&user_id) || app.appservices.keeps_user(&user_id, Some(&service.id)) {
+        return Err(Error::exclusive("This user name is not in the namespaces of the application service"));
+    }
+    accounts::check_free(app, &user_id)?;
+    if service.makes_devices && !request.inhibit_login {
+        return Err(Error::appservice_login_unsupported());
+    }
+    open(app, user_id, NewAccount::default(), request).await
+}
+
+/// The service whose token a request came with.
+pub(super) fn service_of<'a>(app: &'a App, requester: Option<&Requester>) -> Result<&'a Registration> {
+    let id = requester.and_then(|requester| requester.appservice.as_deref()).ok_or_else(Error::missing_token)?;
+    app.appservices.by_id(id).map(|service| &**service).ok_or_else(Error::unknown_token)
+}
+
+/// Names in the namespaces of a service are not for others.
+fn not_kept(app: &App, user_id: &UserId) -> Result<()> {
+    if app.appservices.keeps_user(user_id, None) {
+        return Err(Error::exclusive("This user name is kept for an application service"));
+    }
+    Ok(())
+}
+
+/// A name for somebody who did not choose one, which is not kept for a service either.
+fn free_name(app: &App) -> Result<OwnedUserId> {
+    let user_id = accounts::random_name(app, false)?;
+    not_kept(app, &user_id).map(|()| user_id)
 }
 
 async fn register_guest(ctx: &Ctx<Register>) -> Result<Registered> {
@@ -98,6 +133,7 @@ async fn available(
     ctx: Ctx<get_username_availability::v3::Request>,
 ) -> Result<get_username_availability::v3::Response> {
     let user_id = accounts::user_id_for_new(&ctx.app, &ctx.request.username)?;
+    not_kept(&ctx.app, &user_id)?;
     accounts::check_free(&ctx.app, &user_id)?;
     Ok(get_username_availability::v3::Response::new(true))
 }

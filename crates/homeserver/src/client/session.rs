@@ -9,10 +9,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use store::Tx;
 
+use super::register::service_of;
 use crate::App;
 use crate::auth::tokens::{self, Grant};
 use crate::auth::uia::{self, UserIdentifier};
-use crate::auth::{Requester, devices};
+use crate::auth::{Access, Credentials, Requester, devices};
 use crate::error::{Error, Result};
 use crate::http::{Ctx, RawCtx, Response, Routes, json_response};
 use crate::limits::{Class, Owner};
@@ -22,6 +23,7 @@ pub fn routes() -> Routes {
     Routes::default()
         .ruma(login_types)
         .raw(Method::POST, &["/_matrix/client/r0/login", "/_matrix/client/v3/login"], login)
+        .access(Access::AppserviceTokenIfAny)
         .limit(Class::Login)
         .ruma(login_token)
         .limit(Class::Login)
@@ -34,10 +36,14 @@ pub fn routes() -> Routes {
         .locked()
 }
 
-async fn login_types(_: Ctx<get_login_types::v3::Request>) -> Result<get_login_types::v3::Response> {
-    use get_login_types::v3::{LoginType, PasswordLoginType, Response, TokenLoginType};
+async fn login_types(ctx: Ctx<get_login_types::v3::Request>) -> Result<get_login_types::v3::Response> {
+    use get_login_types::v3::{ApplicationServiceLoginType, LoginType, PasswordLoginType, Response, TokenLoginType};
     let token = TokenLoginType { get_login_token: true };
-    Ok(Response::new(vec![LoginType::Password(PasswordLoginType::new()), LoginType::Token(token)]))
+    let mut types = vec![LoginType::Password(PasswordLoginType::new()), LoginType::Token(token)];
+    if !ctx.app.appservices.is_empty() {
+        types.push(LoginType::ApplicationService(ApplicationServiceLoginType::new()));
+    }
+    Ok(Response::new(types))
 }
 
 /// Read by itself: a request that names no type at all must be an error like any other.
@@ -65,6 +71,11 @@ async fn login(mut ctx: RawCtx) -> Result<Response> {
             (user_id, opened.0, opened.1)
         }
         "m.login.token" => by_token(app, &login).await?,
+        "m.login.application_service" => {
+            let user_id = by_service(&ctx, &login)?;
+            let opened = app.store.transact(|tx| open(app, tx, &user_id, &login)).await?.value;
+            (user_id, opened.0, opened.1)
+        }
         other => return Err(Error::unknown(format!("{other} is no way to log in here"))),
     };
     let mut answer = json!({
@@ -105,6 +116,22 @@ pub(super) async fn whose_password(app: &App, named: &str, password: &str) -> Re
         Some(user_id) if fits => Ok(user_id),
         _ => Err(Error::forbidden("Wrong user name or password")),
     }
+}
+
+/// The user whom an application service logs in: one of its own.
+fn by_service(ctx: &RawCtx, login: &Login) -> Result<OwnedUserId> {
+    let app = &ctx.app;
+    if ctx.requester.is_none() && Credentials::extract(&ctx.headers, ctx.uri.query())?.is_some() {
+        return Err(Error::unknown_token());
+    }
+    let service = service_of(app, ctx.requester.as_ref())?;
+    if service.makes_devices {
+        return Err(Error::appservice_login_unsupported());
+    }
+    let named = login.identifier.as_ref().and_then(|identifier| identifier.user.as_ref()).or(login.user.as_ref());
+    let named = named.ok_or_else(|| Error::missing_param("identifier is missing"))?;
+    let user_id = accounts::local_user(&app.server_name, named).filter(|user_id| service.has_user(user_id));
+    user_id.ok_or_else(|| Error::exclusive("This user is not in the namespaces of the application service"))
 }
 
 async fn by_token(app: &App, login: &Login) -> Result<(OwnedUserId, Grant, String)> {

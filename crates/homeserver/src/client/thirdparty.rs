@@ -1,10 +1,13 @@
-//! Other networks: there are none here, and that is what clients are told.
+//! Other networks (spec: Third-party networks): what application services bridge, and whom and what they know there.
 
 use http::{Method, StatusCode};
+use serde_json::Value;
 
+use crate::appservice::queries;
 use crate::auth::Access;
 use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response, Routes, json_response};
+use crate::limits::Class;
 
 pub fn routes() -> Routes {
     Routes::default()
@@ -14,31 +17,66 @@ pub fn routes() -> Routes {
             protocols,
         )
         .access(Access::Token)
+        .limit(Class::Other)
+        .raw(
+            Method::GET,
+            &["/_matrix/client/r0/thirdparty/protocol/{protocol}", "/_matrix/client/v3/thirdparty/protocol/{protocol}"],
+            protocol,
+        )
+        .access(Access::Token)
+        .limit(Class::Other)
         .raw(
             Method::GET,
             &[
-                "/_matrix/client/r0/thirdparty/protocol/{protocol}",
-                "/_matrix/client/v3/thirdparty/protocol/{protocol}",
                 "/_matrix/client/r0/thirdparty/location/{protocol}",
                 "/_matrix/client/v3/thirdparty/location/{protocol}",
-                "/_matrix/client/r0/thirdparty/user/{protocol}",
-                "/_matrix/client/v3/thirdparty/user/{protocol}",
                 "/_matrix/client/r0/thirdparty/location",
                 "/_matrix/client/v3/thirdparty/location",
+            ],
+            locations,
+        )
+        .access(Access::Token)
+        .limit(Class::Other)
+        .raw(
+            Method::GET,
+            &[
+                "/_matrix/client/r0/thirdparty/user/{protocol}",
+                "/_matrix/client/v3/thirdparty/user/{protocol}",
                 "/_matrix/client/r0/thirdparty/user",
                 "/_matrix/client/v3/thirdparty/user",
             ],
-            nothing,
+            users,
         )
         .access(Access::Token)
+        .limit(Class::Other)
 }
 
-async fn protocols(_: RawCtx) -> Result<Response> {
-    Ok(json_response(StatusCode::OK, "{}"))
+async fn protocols(ctx: RawCtx) -> Result<Response> {
+    let found = queries::protocols(&ctx.app).await;
+    Ok(json_response(StatusCode::OK, Value::Object(found).to_string()))
 }
 
-async fn nothing(_: RawCtx) -> Result<Response> {
-    Err(Error::not_found("No other network is connected to this server"))
+async fn protocol(ctx: RawCtx) -> Result<Response> {
+    let found = queries::protocol(&ctx.app, ctx.arg(0)).await.ok_or_else(nothing)?;
+    Ok(json_response(StatusCode::OK, found.to_string()))
+}
+
+async fn locations(ctx: RawCtx) -> Result<Response> {
+    lookup(ctx, "location").await
+}
+
+async fn users(ctx: RawCtx) -> Result<Response> {
+    lookup(ctx, "user").await
+}
+
+async fn lookup(ctx: RawCtx, kind: &str) -> Result<Response> {
+    let protocol = Some(ctx.arg(0)).filter(|protocol| !protocol.is_empty());
+    let found = queries::lookup(&ctx.app, kind, protocol, ctx.uri.query().unwrap_or_default()).await;
+    Ok(json_response(StatusCode::OK, Value::Array(found.ok_or_else(nothing)?).to_string()))
+}
+
+fn nothing() -> Error {
+    Error::not_found("No such network is connected to this server")
 }
 
 #[cfg(test)]

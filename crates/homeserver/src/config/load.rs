@@ -10,6 +10,7 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider, Source};
 
 use super::reference::sections;
+use super::registrations::Registrations;
 use super::{Config, RegistrationMode, Section};
 
 /// What is to be read.
@@ -83,6 +84,9 @@ impl Config {
                 "calls.turn_uris",
                 "needs calls.turn_secret, or calls.turn_username and turn_password".to_owned(),
             ));
+        }
+        if let Err(causes) = Registrations::load(&self.application_services.files, &self.server_name) {
+            wrong.extend(causes.into_iter().map(|cause| ("application_services.files", cause)));
         }
         if let Err(cause) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             wrong.push(("log.level", cause.to_string()));

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 mod load;
 mod reference;
+pub mod registrations;
 mod units;
 
 pub use load::{ConfigError, Overrides};
@@ -112,6 +113,8 @@ pub struct Config {
     pub push: Push,
     #[serde(default)]
     pub calls: Calls,
+    #[serde(default)]
+    pub application_services: ApplicationServices,
     #[serde(default)]
     pub outgoing: Outgoing,
     #[serde(default)]
@@ -317,6 +320,15 @@ settings! {
 }
 
 settings! {
+    /// Bridges and bots that speak for many users.
+    pub struct ApplicationServices = "application_services" {
+        /// Their registration files (YAML), which the services write themselves. They are told of events at the URL in
+        /// their file; an isolated server only reaches private addresses.
+        pub files: Vec<PathBuf> = Vec::new(),
+    }
+}
+
+settings! {
     /// Connections that this server opens. What they may go to is said where they are for.
     pub struct Outgoing = "outgoing" {
         /// A file with the certificates of the authorities to trust (PEM); without it the system's.
@@ -416,6 +428,7 @@ impl Config {
             presence: Presence::default(),
             push: Push::default(),
             calls: Calls::default(),
+            application_services: ApplicationServices::default(),
             outgoing: Outgoing::default(),
             federation: Federation::default(),
             well_known: WellKnown::default(),

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use super::{
-    Admin, Auth, Calls, Config, Federation, Http, Listener, Log, Media, Metrics, Oauth, Outgoing, Presence, Push,
-    RateLimits, Registration, Rooms, Section, Setting, WellKnown,
+    Admin, ApplicationServices, Auth, Calls, Config, Federation, Http, Listener, Log, Media, Metrics, Oauth, Outgoing,
+    Presence, Push, RateLimits, Registration, Rooms, Section, Setting, WellKnown,
 };
 
 /// All sections in the order of the documents; the first one has no name.
@@ -26,6 +26,7 @@ pub(super) fn sections() -> Vec<Section> {
         Presence::describe(),
         Push::describe(),
         Calls::describe(),
+        ApplicationServices::describe(),
         Outgoing::describe(),
         Federation::describe(),
         WellKnown::describe(),

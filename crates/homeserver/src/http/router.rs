@@ -163,6 +163,10 @@ impl Inner {
     async fn admit(&self, endpoint: &Endpoint, request: Request, args: Args, client: Client) -> Result<Pending> {
         let app = self.app.clone();
         let credentials = match endpoint.access {
+            // Clients with an old token open accounts and log in, too.
+            Access::AppserviceTokenIfAny => {
+                Credentials::extract(request.headers(), request.uri().query()).ok().flatten()
+            }
             Access::Anyone => None,
             _ => Credentials::extract(request.headers(), request.uri().query())?,
         };
@@ -191,6 +195,9 @@ impl Inner {
         credentials: Option<Credentials>,
         ip: IpAddr,
     ) -> Result<Option<Requester>> {
+        if endpoint.access == Access::AppserviceTokenIfAny {
+            return Ok(credentials.and_then(|credentials| auth::appservice::itself(&self.app, &credentials)));
+        }
         let Some(credentials) = credentials else {
             let needless = matches!(endpoint.access, Access::Anyone | Access::OptionalToken);
             return if needless { Ok(None) } else { Err(Error::missing_token()) };

@@ -209,6 +209,7 @@ impl Endpoint {
                 Access::OptionalToken => "token if any",
                 Access::Token => "token",
                 Access::AppserviceToken => "appservice",
+                Access::AppserviceTokenIfAny => "appservice token if any",
             },
         })
     }

@@ -20,6 +20,7 @@ use crate::stored::Head;
 
 /// The most rooms in one answer.
 const MAX_LIMIT: usize = 500;
+const MAX_NETWORK_ID_BYTES: usize = 255;
 
 /// Whether a room is in the directory; `None` if it is not known.
 pub fn is_listed(read: &impl Read, room_id: &RoomId) -> Result<Option<bool>> {
@@ -50,6 +51,40 @@ pub async fn set_listed(app: &App, user_id: &UserId, admin: bool, room_id: &Room
     Ok(())
 }
 
+/// Puts a room into the directory of another network, or takes it out. `network`: the ID of the application service, and
+/// the network's.
+pub async fn set_listed_in(app: &App, network: (&str, &str), room_id: &RoomId, listed: bool) -> Result<()> {
+    let (service_id, network_id) = network;
+    if network_id.len() > MAX_NETWORK_ID_BYTES {
+        return Err(Error::invalid_param(format!("A network's ID has at most {MAX_NETWORK_ID_BYTES} bytes")));
+    }
+    let room = room_nr(room_id);
+    app.store
+        .transact(|tx| {
+            if is_listed(tx, room_id)?.is_none() {
+                return Err(Error::not_found("The room is not known"));
+            }
+            if listed {
+                tx.put(&schema::NETWORK_ROOMS, (service_id, network_id, room), &());
+            } else {
+                tx.delete(&schema::NETWORK_ROOMS, (service_id, network_id, room));
+            }
+            Ok(())
+        })
+        .await?;
+    Ok(())
+}
+
+/// Whose rooms are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network<'a> {
+    /// This one.
+    Matrix,
+    All,
+    /// That of an application service: its ID, and the network's.
+    Other(&'a str, &'a str),
+}
+
 /// A page of the directory.
 #[derive(Debug, Default)]
 pub struct Listing {
@@ -69,10 +104,11 @@ pub fn list<R: Read>(
     limit: Option<UInt>,
     since: Option<&str>,
     filter: &Filter,
+    network: Network<'_>,
 ) -> Result<Listing> {
     let limit = limit.map_or(MAX_LIMIT, |limit| u64::from(limit) as usize).clamp(1, MAX_LIMIT);
     let mut rooms = Vec::new();
-    for room in listed(reader)? {
+    for room in listed(reader, network)? {
         if filter.is_empty() || room.matches(reader, filter)? {
             rooms.push(room);
         }
@@ -93,9 +129,24 @@ struct Listed {
 }
 
 /// All rooms of the directory that anybody is in, in its order.
-fn listed<R: Read>(reader: RoomReader<'_, R>) -> Result<Vec<Listed>> {
-    let span = schema::PUBLIC_ROOMS.all();
-    let rooms: Vec<RoomNr> = reader.read.scan(&schema::PUBLIC_ROOMS, span).keys().collect::<Result<_, _>>()?;
+fn listed<R: Read>(reader: RoomReader<'_, R>, network: Network<'_>) -> Result<Vec<Listed>> {
+    let mut rooms: Vec<RoomNr> = Vec::new();
+    if matches!(network, Network::Matrix | Network::All) {
+        let span = schema::PUBLIC_ROOMS.all();
+        rooms = reader.read.scan(&schema::PUBLIC_ROOMS, span).keys().collect::<Result<_, _>>()?;
+    }
+    let others = match network {
+        Network::Matrix => None,
+        Network::All => Some(schema::NETWORK_ROOMS.all()),
+        Network::Other(service_id, network_id) => Some(schema::NETWORK_ROOMS.prefix((service_id, network_id))),
+    };
+    if let Some(span) = others {
+        for key in reader.read.scan(&schema::NETWORK_ROOMS, span).keys() {
+            rooms.push(key?.2);
+        }
+        rooms.sort_unstable();
+        rooms.dedup();
+    }
     let heads = reader.read.multi_get(&schema::HEADS, rooms.iter().copied())?;
     let place = |room, head: &Head| (Reverse(head.joined_members), room);
     let mut listed: Vec<Listed> = rooms

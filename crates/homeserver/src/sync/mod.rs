@@ -89,7 +89,8 @@ impl Sync {
         }
     }
 
-    fn serial(&self) -> u64 {
+    /// The number of the last change of what is not stored.
+    pub fn serial(&self) -> u64 {
         self.serial.load(Ordering::SeqCst)
     }
 }

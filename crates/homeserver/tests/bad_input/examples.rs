@@ -37,6 +37,8 @@ pub(crate) fn examples(handler: &'static str) -> Vec<Example> {
             (vec![], json!({"type": "m.login.token", "token": "t"})),
             (vec![], json!({"type": "m.login.application_service", "identifier": {"type": "m.id.user", "user": "u"}})),
         ],
+        ("appservice", "request_ping") => one(json!({"transaction_id": "t"})),
+        ("appservice", _) => one(json!({"visibility": "public"})),
         ("session", "refresh") => one(json!({"refresh_token": "t"})),
         ("session", _) => one(json!({"auth": auth})),
         ("register", _) => one(json!({
