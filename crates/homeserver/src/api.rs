@@ -1,5 +1,6 @@
 //! The list of all endpoints: one line per module that has some.
 
+use crate::auth::Access;
 use crate::http::Routes;
 use crate::{admin, client};
 
@@ -19,6 +20,10 @@ pub fn routes() -> Routes {
         .join(client::register::routes())
         .join(client::session::routes())
         .join(client::oauth::routes())
+        .join(client::fallback::routes())
+        .join(client::threepids::routes())
+        .join(client::password_policy::routes())
+        .join(client::initial_sync::routes())
         .join(client::account::routes())
         .join(client::devices::routes())
         .join(client::profile::routes())
@@ -35,6 +40,8 @@ pub fn routes() -> Routes {
         .join(client::user_directory::routes())
         .join(client::admin::routes())
         .join(admin::register::routes())
+        .join(admin::desk::open_routes())
+        .join(desk().guard(Access::Admin))
         .join(client::sync::routes())
         .join(client::sliding_sync::routes())
         .join(client::sliding_sync_merged::routes())
@@ -60,7 +67,16 @@ pub fn routes() -> Routes {
 
 /// What the administration socket answers.
 pub fn admin() -> Routes {
-    Routes::default().join(admin::routes())
+    Routes::default().join(admin::routes()).join(admin::desk::open_routes()).join(desk())
+}
+
+/// What administrators may ask for, where clients connect as well as on the socket.
+fn desk() -> Routes {
+    admin::desk::routes()
+        .join(client::messages::admin_routes())
+        .join(client::events::admin_routes())
+        .join(client::timestamp::admin_routes())
+        .join(client::spaces::admin_routes())
 }
 
 /// What the metrics listener answers.

@@ -96,6 +96,21 @@ impl Error {
         Self::bad_request(ErrorCode::AppserviceLoginUnsupported, message)
     }
 
+    /// Neither mail addresses nor telephone numbers can be had here.
+    pub fn no_such_medium() -> Self {
+        let message = "This server neither sends mails nor messages to telephones";
+        Self::bad_request(ErrorCode::ThreepidMediumNotSupported, message)
+    }
+
+    pub fn server_not_trusted() -> Self {
+        Self::bad_request(ErrorCode::ServerNotTrusted, "This server works with no identity server")
+    }
+
+    /// Nobody has this address or telephone number.
+    pub fn no_such_address() -> Self {
+        Self::bad_request(ErrorCode::ThreepidNotFound, "No account has this address or number")
+    }
+
     // 401
 
     pub fn missing_token() -> Self {

@@ -4,6 +4,8 @@
 //! twice (after a crash) changes nothing. What fails in one room is skipped; when the store cannot write, the round
 //! ends and is tried again later.
 
+pub mod tasks;
+
 use std::time::Duration;
 
 use ruma::{OwnedRoomId, RoomId, UserId};
@@ -123,6 +125,7 @@ async fn slice(app: &App, job: &Job) -> Result<Option<Job>> {
             let done = app.store.transact(|tx| backup::forget(tx, user_id, *version)).await?.value;
             Ok((!done).then(|| job.clone()))
         }
+        Job::DeleteRoom { .. } | Job::PurgeHistory { .. } | Job::RedactUser { .. } => tasks::slice(app, job).await,
     }
 }
 

@@ -99,6 +99,10 @@ pub const JOBS: Table<Pos, Job> = Table::new(
     "work that was decided and is carried out in the background",
 );
 
+/// The key is what whoever asked for the work was given to ask for it by.
+pub const TASKS: Table<String, Task> =
+    Table::new(0x0a, "tasks", Hint::Small, None, "how work that an administrator asked for stands");
+
 // ---- accounts ----------------------------------------------------------------------------------------------------
 
 pub const USERS: Table<String, User> = Table::new(0x10, "users", Hint::Small, None, "an account, by user ID");
@@ -196,6 +200,14 @@ pub const SEARCH_WORDS: Table<(RoomNr, String, Pos), Postings> = Table::new(
 pub const SEARCHED: Table<RoomNr, Pos> =
     Table::new(0x31, "searched", Hint::Small, None, "up to which event the words of a room are known");
 
+pub const BLOCKED_ROOMS: Table<String, Block> = Table::new(
+    0x3a,
+    "blocked_rooms",
+    Hint::Small,
+    None,
+    "a room that nobody may join, by room ID; it need not be known here",
+);
+
 // ---- media -------------------------------------------------------------------------------------------------------
 
 pub const MEDIA: Table<String, Media> = Table::new(
@@ -219,6 +231,9 @@ pub const THUMBNAILS: Table<([u8; 32], ThumbnailKey), Thumbnail> = Table::new(
 );
 pub const PENDING_MEDIA: Table<(String, String), u64> =
     Table::new(0x44, "pending_media", Hint::Small, None, "when a kept place is given up, by user ID and media ID");
+
+pub const MEDIA_MARKS: Table<String, MediaMarks> =
+    Table::new(0x4a, "media_marks", Hint::Small, None, "what administrators said of an upload, by media ID");
 
 // ---- end-to-end keys and messages to devices ---------------------------------------------------------------------
 
@@ -402,6 +417,7 @@ pub fn tables() -> Vec<TableDef> {
     vec![
         SERVER.def(),
         JOBS.def(),
+        TASKS.def(),
         USERS.def(),
         PROFILES.def(),
         DEVICES.def(),
@@ -430,11 +446,13 @@ pub fn tables() -> Vec<TableDef> {
         REPORTS.def(),
         SEARCH_WORDS.def(),
         SEARCHED.def(),
+        BLOCKED_ROOMS.def(),
         MEDIA.def(),
         USER_MEDIA.def(),
         MEDIA_FILES.def(),
         THUMBNAILS.def(),
         PENDING_MEDIA.def(),
+        MEDIA_MARKS.def(),
         DEVICE_KEYS.def(),
         ONE_TIME_KEYS.def(),
         ONE_TIME_KEY_IDS.def(),
@@ -481,8 +499,84 @@ pub enum Job {
     CopyBans { from: String, to: String, by: String, after: u64 },
     /// Make guests leave a room that takes none any more.
     LeaveGuests { room_id: String },
+    /// Make everybody of this server leave a room, and move on to another one if there is one; then delete the room if
+    /// `purge` says so.
+    DeleteRoom {
+        task: String,
+        room_id: String,
+        step: DeleteStep,
+        purge: bool,
+        keep_block: bool,
+        new_room: Option<String>,
+    },
+    /// Delete the messages of a room after a position and before another; those of this server's users only with `local`.
+    PurgeHistory { task: String, room_id: String, after: u64, before: u64, local: bool },
+    /// Redact what a user said in some rooms, the last of them first, and there before a position.
+    RedactUser { task: String, user_id: String, reason: Option<String>, rooms: Vec<String>, before: u64, left: u64 },
 }
 postcard_value!(Job, 1);
+
+/// How far the deletion of a room has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeleteStep {
+    /// Those whose user ID comes after this one have still to leave.
+    Leave { after: String },
+    /// The members at or after this place in the room's state are still remembered.
+    Forget { from: u64 },
+    /// Nobody reaches the room any more; rows are left.
+    Purge,
+}
+
+/// Work that an administrator asked for, from its beginning to some time after its end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    pub action: TaskAction,
+    pub state: TaskState,
+    /// The room or user that it is about.
+    pub resource: String,
+    pub started_ts: u64,
+    pub changed_ts: u64,
+    /// A JSON object, or empty.
+    pub result: String,
+    pub error: Option<String>,
+}
+postcard_value!(Task, 1);
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TaskAction {
+    #[default]
+    DeleteRoom,
+    PurgeHistory,
+    RedactUser,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TaskState {
+    #[default]
+    Scheduled,
+    Active,
+    Complete,
+    Failed,
+}
+
+/// Why nobody may join a room.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Block {
+    /// The administrator who said so; empty for one at the machine.
+    pub user_id: String,
+    pub ts: u64,
+}
+postcard_value!(Block, 1);
+
+/// What administrators said of an upload.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MediaMarks {
+    /// Nobody gets it; who said so (empty for an administrator at the machine).
+    pub quarantined_by: Option<String>,
+    /// It cannot be quarantined.
+    pub protected: bool,
+}
+postcard_value!(MediaMarks, 1);
 
 /// An account. It is never deleted: a deactivated localpart is not given away again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

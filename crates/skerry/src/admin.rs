@@ -12,6 +12,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
 use crate::SettingsArgs;
+use crate::desk::{self, MediaVerb, Page, ReportVerb, RoomVerb, TokenVerb};
 
 #[derive(Args)]
 pub(crate) struct AdminArgs {
@@ -37,6 +38,28 @@ enum AdminVerb {
         #[command(subcommand)]
         verb: UserVerb,
     },
+    /// Rooms.
+    Room {
+        #[command(subcommand)]
+        verb: RoomVerb,
+    },
+    /// Uploads.
+    Media {
+        #[command(subcommand)]
+        verb: MediaVerb,
+    },
+    /// Registration tokens.
+    Token {
+        #[command(subcommand)]
+        verb: TokenVerb,
+    },
+    /// What users reported.
+    Report {
+        #[command(subcommand)]
+        verb: ReportVerb,
+    },
+    /// How long work stands that was asked for.
+    Tasks,
 }
 
 /// Without a password on standard input one is made and printed.
@@ -62,7 +85,31 @@ enum UserVerb {
         #[arg(long)]
         keep_sessions: bool,
     },
-    /// Close an account for ever.
+    /// List accounts.
+    List {
+        /// Only those with this in their name.
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        page: Page,
+    },
+    /// Show an account.
+    Show { user: String },
+    /// Make an account that of an administrator.
+    Promote { user: String },
+    /// Make it no longer one.
+    Demote { user: String },
+    /// Let nobody use an account; it keeps its sessions.
+    Lock { user: String },
+    /// Let them use it again.
+    Unlock { user: String },
+    /// Let a user read and leave, and nothing else.
+    Suspend { user: String },
+    /// Let them do everything again.
+    Unsuspend { user: String },
+    /// Redact what a user said.
+    Redact { user: String },
+    /// Close an account.
     Deactivate {
         user: String,
         /// Delete the profile, too.
@@ -71,14 +118,14 @@ enum UserVerb {
     },
 }
 
-const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// One request.
-struct Call {
-    method: Method,
-    path: String,
-    body: Option<Value>,
-    within: Duration,
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    pub(crate) body: Option<Value>,
+    pub(crate) within: Duration,
 }
 
 impl AdminVerb {
@@ -90,6 +137,11 @@ impl AdminVerb {
             Self::Doctor => call(Method::GET, "/doctor", None, LATE),
             Self::Compact => call(Method::POST, "/compact", None, LATE),
             Self::User { verb } => verb.call(),
+            Self::Room { verb } => Ok(verb.call()),
+            Self::Media { verb } => Ok(verb.call()),
+            Self::Token { verb } => Ok(verb.call()),
+            Self::Report { verb } => Ok(verb.call()),
+            Self::Tasks => Ok(desk::tasks()),
         }
     }
 }
@@ -106,6 +158,15 @@ impl UserVerb {
                 let body = json!({ "password": password(password_stdin)?, "log_out": !keep_sessions });
                 call(format!("/users/{}/password", encoded(&user)), body)
             }
+            Self::List { name, page } => Ok(desk::users(name.as_deref(), &page)),
+            Self::Show { user } => Ok(desk::user(&user)),
+            Self::Promote { user } => Ok(desk::set_user(&user, json!({ "admin": true }))),
+            Self::Demote { user } => Ok(desk::set_user(&user, json!({ "admin": false }))),
+            Self::Lock { user } => Ok(desk::set_user(&user, json!({ "locked": true }))),
+            Self::Unlock { user } => Ok(desk::set_user(&user, json!({ "locked": false }))),
+            Self::Suspend { user } => Ok(desk::suspend(&user, true)),
+            Self::Unsuspend { user } => Ok(desk::suspend(&user, false)),
+            Self::Redact { user } => Ok(desk::redact(&user)),
             Self::Deactivate { user, erase } => {
                 call(format!("/users/{}/deactivate", encoded(&user)), json!({ "erase": erase }))
             }
@@ -123,7 +184,7 @@ fn password(from_stdin: bool) -> Result<Option<String>> {
     Ok(Some(line.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
-fn encoded(segment: &str) -> String {
+pub(crate) fn encoded(segment: &str) -> String {
     utf8_percent_encode(segment, NON_ALPHANUMERIC).to_string()
 }
 

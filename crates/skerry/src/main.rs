@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod admin;
+mod desk;
 mod docs;
 
 use std::path::PathBuf;

@@ -3,6 +3,7 @@
 //! Whoever can open the socket is an administrator; there are no tokens here.
 
 pub mod client;
+pub mod desk;
 pub mod doctor;
 pub mod metrics;
 pub mod register;

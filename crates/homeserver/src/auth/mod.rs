@@ -2,6 +2,7 @@
 
 pub mod appservice;
 pub mod devices;
+pub mod lockout;
 pub mod nonces;
 pub mod oauth;
 pub mod password;
@@ -35,6 +36,7 @@ pub struct Auth {
     pub interactive: uia::Sessions,
     pub nonces: Nonces,
     pub oauth: oauth::Oauth,
+    pub lockout: lockout::Lockout,
     seen: seen::LastSeen,
 }
 
@@ -45,6 +47,7 @@ impl Auth {
             passwords: password::Passwords::new(config, rng),
             interactive: uia::Sessions::default(),
             nonces: Nonces::default(),
+            lockout: lockout::Lockout::new(&config.auth),
             seen: seen::LastSeen::default(),
         }
     }
@@ -78,7 +81,8 @@ pub async fn authenticate(app: &App, credentials: &Credentials, ip: IpAddr) -> R
     }
     Ok(Requester {
         user_id: UserId::parse(token.user_id).map_err(Error::internal)?,
-        device_id: Some(token.device_id.into()),
+        // An administrator who acts for a user has no device.
+        device_id: Some(token.device_id).filter(|device_id| device_id != tokens::NO_DEVICE).map(Into::into),
         token_id: Arc::from(URL_SAFE_NO_PAD.encode(hash)),
         guest: user.guest,
         locked: user.locked,

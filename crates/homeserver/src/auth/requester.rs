@@ -63,6 +63,8 @@ pub enum Access {
     AppserviceToken,
     /// A token is looked at only if it is an application service's; others are as good as none.
     AppserviceTokenIfAny,
+    /// A token of an administrator.
+    Admin,
 }
 
 /// Ties ruma's authentication schemes to the type of `Ctx::requester`.

@@ -6,7 +6,7 @@ use quick_cache::sync::Cache;
 use store::{Batch, Read};
 
 use crate::App;
-use crate::auth::tokens::Hash;
+use crate::auth::tokens::{Hash, NO_DEVICE};
 use crate::schema::{DEVICE_SEEN, DEVICES, Seen, Token};
 
 /// When each token was last noted. Forgetting one costs a write more.
@@ -24,6 +24,9 @@ impl Default for LastSeen {
 impl LastSeen {
     /// Notes a request, unless one was noted lately.
     pub(super) fn note(&self, app: &App, read: &impl Read, hash: &Hash, token: &Token, ip: IpAddr) {
+        if token.device_id == NO_DEVICE {
+            return;
+        }
         let now = app.clock.now_ms();
         let (key, _) = hash.split_first_chunk().unwrap_or((&[0; 8], &[]));
         let key = u64::from_le_bytes(*key);

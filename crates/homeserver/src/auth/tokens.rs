@@ -56,7 +56,7 @@ pub fn close(tx: &mut Tx, user_id: &str, device_id: &str) -> Result<()> {
 
 /// A token that logs its user in once, on another device.
 pub fn issue_login(app: &App, tx: &mut Tx, user_id: &str) -> Result<String> {
-    issue_apart(app, tx, user_id, TokenKind::Login, app.config.auth.login_token_lifetime.get())
+    issue_apart(app, tx, user_id, TokenKind::Login, Some(app.config.auth.login_token_lifetime.get()))
 }
 
 /// How long an OpenID token lasts.
@@ -64,11 +64,16 @@ pub const OPENID_LIFETIME: Duration = Duration::from_secs(60 * 60);
 
 /// A token that says who its user is.
 pub fn issue_openid(app: &App, tx: &mut Tx, user_id: &str) -> Result<String> {
-    issue_apart(app, tx, user_id, TokenKind::OpenId, OPENID_LIFETIME)
+    issue_apart(app, tx, user_id, TokenKind::OpenId, Some(OPENID_LIFETIME))
+}
+
+/// An access token without a device, for an administrator who acts for a user. It ends with a new password at the latest.
+pub fn issue_acting(app: &App, tx: &mut Tx, user_id: &str, lifetime: Option<Duration>) -> Result<String> {
+    issue_apart(app, tx, user_id, TokenKind::Access, lifetime)
 }
 
 /// A token that belongs to no device. Those that have ended go.
-fn issue_apart(app: &App, tx: &mut Tx, user_id: &str, kind: TokenKind, lifetime: Duration) -> Result<String> {
+fn issue_apart(app: &App, tx: &mut Tx, user_id: &str, kind: TokenKind, lifetime: Option<Duration>) -> Result<String> {
     let now = app.clock.now_ms();
     let mut live = 0;
     for (_, _, hash) in of_device(tx, user_id, NO_DEVICE)? {
@@ -78,12 +83,17 @@ fn issue_apart(app: &App, tx: &mut Tx, user_id: &str, kind: TokenKind, lifetime:
             live += 1;
         }
     }
-    let secret = new_secret(app, if kind == TokenKind::Login { "skl" } else { "sko" });
+    let prefix = match kind {
+        TokenKind::Login => "skl",
+        TokenKind::OpenId => "sko",
+        TokenKind::Access | TokenKind::Refresh | TokenKind::Spent => "ska",
+    };
+    let secret = new_secret(app, prefix);
     let token = Token {
         kind,
         user_id: user_id.to_owned(),
         device_id: NO_DEVICE.to_owned(),
-        expires_ts: Some(now.saturating_add(millis(lifetime))),
+        expires_ts: lifetime.map(|lifetime| now.saturating_add(millis(lifetime))),
         partner: None,
         unconfirmed: false,
     };

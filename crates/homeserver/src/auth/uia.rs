@@ -243,13 +243,61 @@ impl Challenge<'_> {
             return Err(Error::forbidden("The session belongs to another user"));
         }
         app.limits.check(Class::Login, Owner::Name(user_id.as_str()))?;
+        let now = app.clock.now_ms();
+        app.auth.lockout.check(user_id.as_str(), now)?;
         let hash = app.store.snapshot().get(&USERS, user_id.as_str())?.and_then(|user| user.password_hash);
-        if app.auth.passwords.verify(hash.as_deref(), password).await? {
-            Ok(())
-        } else {
-            Err(Error::forbidden("Wrong password"))
+        let fits = app.auth.passwords.verify(hash.as_deref(), password).await?;
+        app.auth.lockout.note(user_id.as_str(), fits, now);
+        if fits { Ok(()) } else { Err(Error::forbidden("Wrong password")) }
+    }
+}
+
+/// A stage that can be done on a page in a browser, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    Dummy,
+    RegistrationToken,
+}
+
+impl Fallback {
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Dummy, Self::RegistrationToken].into_iter().find(|fallback| fallback.stage().name() == name)
+    }
+
+    fn stage(self) -> Stage {
+        match self {
+            Self::Dummy => Stage::Dummy,
+            Self::RegistrationToken => Stage::RegistrationToken,
         }
     }
+}
+
+/// Whether a stage of a session is done.
+pub fn is_proven(app: &App, session: &str, fallback: Fallback) -> Result<bool> {
+    Ok(find_session(app, session)?.completed.contains(&fallback.stage()))
+}
+
+/// Does a stage of a session, without the request that it was begun for. Whether the stages together are enough is
+/// decided when that is made again.
+pub fn prove(app: &App, id: &str, fallback: Fallback, token: Option<&str>) -> Result<()> {
+    let mut session = find_session(app, id)?;
+    if session.completed.contains(&fallback.stage()) {
+        return Ok(());
+    }
+    if fallback == Fallback::RegistrationToken {
+        let token = token.ok_or_else(|| Error::missing_param("token is missing"))?;
+        if !registration_token_is_valid(app, token)? {
+            return Err(Error::forbidden("This registration token is not valid"));
+        }
+        session.passed.registration_token = Some(token.to_owned());
+    }
+    session.completed.push(fallback.stage());
+    app.auth.interactive.advance(id, &session);
+    Ok(())
+}
+
+fn find_session(app: &App, id: &str) -> Result<Session> {
+    app.auth.interactive.find(app, id).ok_or_else(|| Error::not_found("This session is unknown or has ended"))
 }
 
 /// Whether a registration token would be taken now: one of the settings, or one of the store that is not used up.

@@ -7,7 +7,7 @@ use ruma::{EventId, RoomId};
 use serde::Deserialize;
 use store::{Pos, Read};
 
-use super::messages::{Filter, array, senders, style};
+use super::messages::{Filter, Looking, array, senders, style};
 use crate::auth::Access;
 use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response, Routes, json_response};
@@ -86,19 +86,32 @@ struct ContextQuery {
     filter: Option<String>,
 }
 
+/// The same for administrators, who see everything.
+pub fn admin_routes() -> Routes {
+    const CONTEXT: &str = "/_synapse/admin/v1/rooms/{room_id}/context/{event_id}";
+    Routes::default().raw(Method::GET, &[CONTEXT], context_for_admin)
+}
+
 async fn context(ctx: RawCtx) -> Result<Response> {
+    read_context(&ctx, &Looking::of(&ctx)?)
+}
+
+async fn context_for_admin(ctx: RawCtx) -> Result<Response> {
+    read_context(&ctx, &Looking::for_admin(&ctx)?)
+}
+
+fn read_context(ctx: &RawCtx, looking: &Looking) -> Result<Response> {
     let query: ContextQuery = ctx.query()?;
     let (room_id, event_id) = (RoomId::parse(ctx.arg(0))?, EventId::parse(ctx.arg(1))?);
     let filter = Filter::parse(query.filter.as_deref())?;
     let limit = query.limit.unwrap_or(DEFAULT_LIMIT).min(MAX_LIMIT);
-    let requester = ctx.requester()?;
     let read = ctx.app.store.snapshot();
     let reader = RoomReader::new(&ctx.app.room_cache, &read);
-    let reach = Reach::of(reader, &requester.user_id, &room_id)?;
-    let eyes = reach.eyes(reader, &requester.user_id)?;
+    let reach = looking.reach(reader, &room_id)?;
+    let eyes = reach.eyes(reader, looking.user_id())?;
     let (at, event) = find(reader, &reach, &eyes, &event_id)?;
 
-    let ignored = Ignored::by(&read, &requester.user_id)?;
+    let ignored = looking.ignored(&read)?;
     let takes = |event: &StoredEvent| filter.takes(reader, &reach, &ignored, event);
     let around = |direction, from: Pos, limit| {
         let wanted = Wanted { direction, from: Some(from), to: None, limit, takes: &takes };
@@ -107,9 +120,9 @@ async fn context(ctx: RawCtx) -> Result<Response> {
     let before = around(Direction::Backward, Pos(at.0.saturating_sub(1)), limit / 2)?;
     let after = around(Direction::Forward, at, limit - limit / 2)?;
 
-    let style = style(&ctx.app, requester, &room_id);
-    let gatherer =
-        Gatherer { reader, room: reach.room, eyes: &eyes, user_id: &requester.user_id, ignored: &ignored, style };
+    let style = looking.style(&ctx.app, &room_id);
+    let user_id = looking.user_id();
+    let gatherer = Gatherer { reader, room: reach.room, eyes: &eyes, user_id, ignored: &ignored, style };
     let first = before.events.last().map_or(at, |(first, _)| *first);
     let (last, last_event) = after.events.last().map_or((at, &event), |(last, event)| (*last, event));
     let mut out = Vec::with_capacity(32 * 1_024);

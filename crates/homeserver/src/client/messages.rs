@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use ::rooms::timeline::Direction;
 use http::{Method, StatusCode};
-use ruma::{DeviceId, RoomId};
+use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, RoomId, UserId};
 use serde::Deserialize;
 use store::{Pos, Read};
 
@@ -62,17 +62,72 @@ impl From<Dir> for Direction {
     }
 }
 
+/// The same for administrators, who see everything.
+pub fn admin_routes() -> Routes {
+    Routes::default().raw(Method::GET, &["/_synapse/admin/v1/rooms/{room_id}/messages"], messages_for_admin)
+}
+
 async fn messages(ctx: RawCtx) -> Result<Response> {
+    read_messages(&ctx, Looking::of(&ctx)?)
+}
+
+async fn messages_for_admin(ctx: RawCtx) -> Result<Response> {
+    read_messages(&ctx, Looking::for_admin(&ctx)?)
+}
+
+/// Who looks into a room.
+pub(super) struct Looking {
+    user_id: OwnedUserId,
+    device_id: Option<OwnedDeviceId>,
+    /// An administrator, from whom nothing is hidden.
+    admin: bool,
+}
+
+impl Looking {
+    pub(super) fn of(ctx: &RawCtx) -> Result<Self> {
+        let Requester { user_id, device_id, .. } = ctx.requester()?.clone();
+        Ok(Looking { user_id, device_id, admin: false })
+    }
+
+    /// An administrator, who need not be a user.
+    pub(super) fn for_admin(ctx: &RawCtx) -> Result<Self> {
+        let nobody = || UserId::parse(format!("@:{}", ctx.app.server_name)).map_err(Error::internal);
+        let user_id = ctx.requester.as_ref().map(|requester| requester.user_id.clone());
+        Ok(Looking { user_id: user_id.map_or_else(nobody, Ok)?, device_id: None, admin: true })
+    }
+
+    pub(super) fn user_id(&self) -> &UserId {
+        &self.user_id
+    }
+
+    pub(super) fn reach<R: Read>(&self, reader: RoomReader<'_, R>, room_id: &RoomId) -> Result<Reach> {
+        if self.admin { Reach::whole(reader, room_id) } else { Reach::of(reader, &self.user_id, room_id) }
+    }
+
+    pub(super) fn ignored(&self, read: &impl Read) -> Result<Ignored> {
+        if self.admin { Ok(Ignored::default()) } else { Ignored::by(read, &self.user_id) }
+    }
+
+    pub(super) fn style<'a>(&'a self, app: &App, room_id: &'a RoomId) -> Style<'a> {
+        Style {
+            now_ms: app.clock.now_ms(),
+            device_id: self.device_id.as_deref().map(DeviceId::as_str),
+            room_id: Some(room_id.as_str()),
+            federation: false,
+        }
+    }
+}
+
+fn read_messages(ctx: &RawCtx, looking: Looking) -> Result<Response> {
     let query: Query = ctx.query()?;
     let room_id = RoomId::parse(ctx.arg(0))?;
-    let requester = ctx.requester()?;
     let filter = Filter::parse(query.filter.as_deref())?;
     let (from, to) = (position(query.from.as_deref())?, position(query.to.as_deref())?);
     let read = ctx.app.store.snapshot();
     let reader = RoomReader::new(&ctx.app.room_cache, &read);
-    let reach = Reach::of(reader, &requester.user_id, &room_id)?;
-    let eyes = reach.eyes(reader, &requester.user_id)?;
-    let ignored = Ignored::by(&read, &requester.user_id)?;
+    let reach = looking.reach(reader, &room_id)?;
+    let eyes = reach.eyes(reader, looking.user_id())?;
+    let ignored = looking.ignored(&read)?;
 
     let takes = |event: &StoredEvent| filter.takes(reader, &reach, &ignored, event);
     let limit = query.limit.unwrap_or(DEFAULT_LIMIT).min(filter.events.limit.unwrap_or(MAX_LIMIT)).clamp(1, MAX_LIMIT);
@@ -83,9 +138,9 @@ async fn messages(ctx: RawCtx) -> Result<Response> {
         pages::Page { start: from.unwrap_or(Pos::ZERO), events: Vec::new(), end: None }
     };
 
-    let style = style(&ctx.app, requester, &room_id);
-    let gatherer =
-        Gatherer { reader, room: reach.room, eyes: &eyes, user_id: &requester.user_id, ignored: &ignored, style };
+    let style = looking.style(&ctx.app, &room_id);
+    let user_id = looking.user_id();
+    let gatherer = Gatherer { reader, room: reach.room, eyes: &eyes, user_id, ignored: &ignored, style };
     let mut out = Vec::with_capacity(1_024 * (page.events.len() + 1));
     out.extend_from_slice(b"{\"start\":");
     string(&mut out, &query.from.unwrap_or_else(|| token::position(page.start)));

@@ -108,10 +108,14 @@ async fn by_password(app: &App, login: &Login) -> Result<OwnedUserId> {
 pub(super) async fn whose_password(app: &App, named: &str, password: &str) -> Result<OwnedUserId> {
     let named = named.to_ascii_lowercase();
     let user_id = accounts::local_user(&app.server_name, &named);
-    app.limits.check(Class::Login, Owner::Name(user_id.as_ref().map_or(&*named, |user_id| user_id.as_str())))?;
+    let name = user_id.as_ref().map_or(&*named, |user_id| user_id.as_str());
+    app.limits.check(Class::Login, Owner::Name(name))?;
+    let now = app.clock.now_ms();
+    app.auth.lockout.check(name, now)?;
     let user = user_id.as_ref().map(|user_id| accounts::find(app, user_id)).transpose()?.flatten();
     let hash = user.as_ref().and_then(|user| user.password_hash.as_deref());
     let fits = app.auth.passwords.verify(hash, password).await?;
+    app.auth.lockout.note(name, fits, now);
     match user_id {
         Some(user_id) if fits => Ok(user_id),
         _ => Err(Error::forbidden("Wrong user name or password")),
@@ -220,6 +224,25 @@ mod tests {
         assert_eq!(alice.client.post("/_matrix/client/v3/logout", json!({})).await.status, 200);
         let answer = alice.client.get(WHOAMI).await;
         assert_eq!((answer.status.as_u16(), answer.json().get("soft_logout")), (401, None));
+    }
+
+    #[tokio::test]
+    async fn too_many_wrong_passwords_close_the_door_for_a_while() {
+        let mut config = config();
+        config.auth.lockout_failures = 3;
+        let server = Server::new(config);
+        let alice = server.user("alice").await;
+        for _ in 0..3 {
+            assert_eq!(server.try_log_in("alice", "wrong horse", json!({})).await.errcode(), "M_FORBIDDEN");
+        }
+        for name in ["alice", "@alice:hs.test", "Alice"] {
+            let refused = server.try_log_in(name, PASSWORD, json!({})).await;
+            assert_eq!((refused.status.as_u16(), refused.errcode().as_str()), (429, "M_LIMIT_EXCEEDED"));
+            assert!(refused.json()["retry_after_ms"].as_u64().unwrap() > 0);
+        }
+        assert_eq!(alice.client.get(WHOAMI).await.status, 200, "who is in stays in");
+        server.app.clock.advance(Duration::from_secs(601));
+        assert_eq!(server.try_log_in("alice", PASSWORD, json!({})).await.status, 200);
     }
 
     #[tokio::test]

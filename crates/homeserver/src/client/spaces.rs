@@ -1,7 +1,7 @@
 //! Spaces, and rooms in short (spec: Spaces; Room Summaries).
 
 use http::{Method, StatusCode};
-use ruma::{RoomAliasId, RoomId};
+use ruma::{OwnedUserId, RoomAliasId, RoomId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -53,7 +53,22 @@ struct Query {
     suggested_only: Option<bool>,
 }
 
+/// The same for administrators, who see everything.
+pub fn admin_routes() -> Routes {
+    Routes::default().raw(Method::GET, &["/_synapse/admin/v1/rooms/{room_id}/hierarchy"], hierarchy_for_admin)
+}
+
 async fn hierarchy(ctx: RawCtx) -> Result<Response> {
+    let user_id = ctx.requester()?.user_id.clone();
+    walk(ctx, Some(user_id)).await
+}
+
+async fn hierarchy_for_admin(ctx: RawCtx) -> Result<Response> {
+    walk(ctx, None).await
+}
+
+/// Without a user: all that there is.
+async fn walk(ctx: RawCtx, user_id: Option<OwnedUserId>) -> Result<Response> {
     let query: Query = ctx.query()?;
     let room_id = RoomId::parse(ctx.arg(0))?;
     let wanted = Wanted {
@@ -66,11 +81,11 @@ async fn hierarchy(ctx: RawCtx) -> Result<Response> {
     });
     let from = from.transpose()?;
     let limit = query.limit.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT);
-    let (app, user_id) = (ctx.app.clone(), ctx.requester()?.user_id.clone());
+    let app = ctx.app.clone();
     let walk = move || {
         let read = app.store.snapshot();
         let reader = RoomReader::new(&app.room_cache, &read);
-        hierarchy::read(reader, &user_id, &room_id, wanted, from, limit)
+        hierarchy::read(reader, user_id.as_deref(), &room_id, wanted, from, limit)
     };
     // A space may be large, and its state is read from the disk.
     let (rooms, next) = tokio::task::spawn_blocking(walk).await.map_err(Error::internal)??;

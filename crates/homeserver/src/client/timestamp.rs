@@ -5,14 +5,13 @@ use ruma::RoomId;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::messages::Dir;
+use super::messages::{Dir, Looking};
 use crate::auth::Access;
 use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response, Routes, json_response};
 use crate::limits::Class;
 use crate::rooms::moment;
 use crate::rooms::read::RoomReader;
-use crate::rooms::visibility::Reach;
 
 const PATHS: &[&str] = &[
     "/_matrix/client/unstable/org.matrix.msc3030/rooms/{room_id}/timestamp_to_event",
@@ -29,14 +28,27 @@ struct Query {
     dir: Option<Dir>,
 }
 
+/// The same for administrators, who see everything.
+pub fn admin_routes() -> Routes {
+    const PATH: &str = "/_synapse/admin/v1/rooms/{room_id}/timestamp_to_event";
+    Routes::default().raw(Method::GET, &[PATH], timestamp_to_event_for_admin)
+}
+
 async fn timestamp_to_event(ctx: RawCtx) -> Result<Response> {
+    nearest(&ctx, &Looking::of(&ctx)?)
+}
+
+async fn timestamp_to_event_for_admin(ctx: RawCtx) -> Result<Response> {
+    nearest(&ctx, &Looking::for_admin(&ctx)?)
+}
+
+fn nearest(ctx: &RawCtx, looking: &Looking) -> Result<Response> {
     let query: Query = ctx.query()?;
     let room_id = RoomId::parse(ctx.arg(0))?;
-    let user_id = &ctx.requester()?.user_id;
     let read = ctx.app.store.snapshot();
     let reader = RoomReader::new(&ctx.app.room_cache, &read);
-    let reach = Reach::of(reader, user_id, &room_id)?;
-    let eyes = reach.eyes(reader, user_id)?;
+    let reach = looking.reach(reader, &room_id)?;
+    let eyes = reach.eyes(reader, looking.user_id())?;
     let direction = query.dir.unwrap_or(Dir::Forward).into();
     let found = moment::find(reader, &reach, &eyes, query.ts, direction)?;
     let (_, event) = found.ok_or_else(|| Error::not_found("There is no event on that side of the time"))?;

@@ -209,6 +209,9 @@ impl Inner {
         if requester.guest && !endpoint.guests {
             return Err(Error::guest_forbidden());
         }
+        if endpoint.access == Access::Admin && !requester.admin {
+            return Err(Error::forbidden("Only administrators may do this"));
+        }
         if endpoint.access == Access::AppserviceToken && requester.appservice.is_none() {
             return Err(Error::forbidden("Only application services may do this"));
         }

@@ -184,6 +184,12 @@ impl Routes {
         self
     }
 
+    /// Who may call any of these.
+    pub fn guard(mut self, access: Access) -> Self {
+        self.endpoints.iter_mut().for_each(|endpoint| endpoint.access = access);
+        self
+    }
+
     /// Everything that is registered, sorted by path.
     pub fn inventory(&self) -> Vec<Operation> {
         let mut operations: Vec<Operation> = self.endpoints.iter().flat_map(Endpoint::operations).collect();
@@ -210,6 +216,7 @@ impl Endpoint {
                 Access::Token => "token",
                 Access::AppserviceToken => "appservice",
                 Access::AppserviceTokenIfAny => "appservice token if any",
+                Access::Admin => "administrator",
             },
         })
     }

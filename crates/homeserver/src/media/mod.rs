@@ -29,6 +29,8 @@ use crate::schema::{self, topic};
 
 pub mod files;
 pub mod headers;
+pub mod ledger;
+pub mod marks;
 pub mod mxc;
 pub mod thumbnail;
 
@@ -257,7 +259,11 @@ impl Media {
 
     /// `None`: announced, but not uploaded yet.
     fn look(&self, media_id: &MediaId) -> Result<Option<Found>> {
-        let row = self.store.snapshot().get(&schema::MEDIA, media_id.as_str())?.ok_or_else(unknown_media)?;
+        let read = self.store.snapshot();
+        let row = read.get(&schema::MEDIA, media_id.as_str())?.ok_or_else(unknown_media)?;
+        if marks::of(&read, media_id)?.quarantined_by.is_some() {
+            return Err(unknown_media());
+        }
         let Some(sha256) = row.sha256 else {
             return if expired(&row, self.clock.now_ms()) { Err(unknown_media()) } else { Ok(None) };
         };
@@ -481,6 +487,7 @@ fn forget_expired(tx: &mut Tx, user_id: &UserId, now: u64) -> Result<Pending> {
 fn delete_rows(tx: &mut Tx, media_id: &MediaId) -> Result<Option<Vec<Sha256>>> {
     let Some(row) = tx.get(&schema::MEDIA, media_id.as_str())? else { return Ok(None) };
     tx.delete(&schema::MEDIA, media_id.as_str());
+    tx.delete(&schema::MEDIA_MARKS, media_id.as_str());
     tx.delete(&schema::USER_MEDIA, (&row.user_id, media_id.as_str()));
     tx.delete(&schema::PENDING_MEDIA, (&row.user_id, media_id.as_str()));
     let Some(sha256) = row.sha256 else { return Ok(Some(Vec::new())) };

@@ -46,10 +46,10 @@ pub struct Entry {
     pub children: Vec<StoredEvent>,
 }
 
-/// A page of the rooms of a space.
+/// A page of the rooms of a space; without a user, of all of them, for an administrator.
 pub fn read<R: Read>(
     reader: RoomReader<'_, R>,
-    user_id: &UserId,
+    user_id: Option<&UserId>,
     space: &RoomId,
     wanted: Wanted,
     from: Option<From>,
@@ -94,7 +94,7 @@ struct Room {
 
 struct Walk<'a, R> {
     reader: RoomReader<'a, R>,
-    user_id: &'a UserId,
+    user_id: Option<&'a UserId>,
     wanted: Wanted,
     seen: HashSet<RoomNr>,
     /// Rooms and their depths; what comes next is last.
@@ -121,7 +121,8 @@ impl<R: Read> Walk<'_, R> {
     /// A room, if it is known here and the user may know of it.
     fn room(&self, nr: RoomNr) -> Result<Option<Room>> {
         let Some(head) = self.reader.head_of(nr)? else { return Ok(None) };
-        if !summary::may_know(self.reader, Some(self.user_id), nr, &head)? {
+        let hidden = |user_id| summary::may_know(self.reader, Some(user_id), nr, &head).map(|known| !known);
+        if self.user_id.map(hidden).transpose()? == Some(true) {
             return Ok(None);
         }
         let children = self.children(nr, &head)?;

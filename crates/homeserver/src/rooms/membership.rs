@@ -49,7 +49,11 @@ pub async fn carry_out(app: &App, room_id: &RoomId, wish: Wish<'_>) -> Result<()
     if wish.act == Act::Invite {
         check_invitee(app, wish.target)?;
     }
+    let blockable = matches!(wish.act, Act::Join | Act::Knock | Act::Invite);
     change(app, room_id, |room| {
+        if blockable && room.tx.contains(&schema::BLOCKED_ROOMS, room.room_id.as_str())? {
+            return Err(Error::forbidden("This room is blocked on this server"));
+        }
         let (actor, target) = (membership(room, wish.actor)?, membership(room, wish.target)?);
         let plan = check(wish.act, (wish.actor, &actor), (wish.target, &target), &room.power()?).map_err(refuse)?;
         if plan == Plan::Nothing {
@@ -263,7 +267,8 @@ pub fn takes_guests(access: &::rooms::Pdu) -> bool {
     access.content_field::<&str>("guest_access") == Some("can_join")
 }
 
-fn joined_local_users(room: &RoomTx<'_>) -> Result<Vec<OwnedUserId>> {
+/// The users of this server who are in a room.
+pub fn joined_local_users(room: &RoomTx<'_>) -> Result<Vec<OwnedUserId>> {
     let mut users = Vec::new();
     for nr in iter(room, room.head.state, Select::Only(Part::Members)) {
         let Some(member) = room.pdu(Pos(nr?.0))? else { continue };

@@ -6,6 +6,7 @@ pub mod accounts;
 pub mod admin;
 pub mod directory;
 pub mod filters;
+pub mod listing;
 pub mod profiles;
 pub mod push_rules;
 pub mod upgrade;

@@ -8,6 +8,9 @@ pub(crate) type Example = (Vec<(&'static str, &'static str)>, Value);
 
 /// Good bodies by handler. `{user}`, `{other}`, `{device}`, `{room}` and `{event}` stand for what there is.
 pub(crate) fn examples(handler: &'static str) -> Vec<Example> {
+    if handler.contains("::desk::") {
+        return vec![(Vec::new(), of_the_desk())];
+    }
     let name = handler.rsplit("::").take(2).collect::<Vec<_>>();
     let (module, name) = (name[1], name[0]);
     let auth = json!({"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "{user}"},
@@ -157,6 +160,19 @@ fn of_what_people_do(module: &str, name: &str) -> Vec<Example> {
         ("sliding_sync" | "sliding_sync_merged", _) => one(sliding()),
         _ => one(json!({"a": "b"})),
     }
+}
+
+/// What administrators send. Each endpoint takes what is meant for it.
+fn of_the_desk() -> Value {
+    json!({
+        "password": PASSWORD, "new_password": PASSWORD, "logout_devices": false, "displayname": "d",
+        "avatar_url": "mxc://hs.test/abc", "admin": true, "locked": false, "deactivated": false, "suspend": false,
+        "threepids": [], "external_ids": [], "user_type": null, "erase": false, "valid_until_ms": null,
+        "device_id": "NEW", "display_name": "n", "devices": ["{device}"], "user_id": "{other}", "block": false,
+        "new_room_user_id": "{other}", "room_name": "n", "message": "m", "purge": false, "force_purge": false,
+        "purge_up_to_event_id": "{event}", "purge_up_to_ts": 1, "delete_local_events": true, "rooms": ["{room}"],
+        "reason": "r", "limit": 5, "token": "abc", "length": 8, "uses_allowed": 1, "expiry_time": null,
+    })
 }
 
 fn device_keys() -> Value {

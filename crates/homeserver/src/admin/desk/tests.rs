@@ -1,0 +1,296 @@
+//! The desk as a console uses it: with an administrator's token.
+
+use http::Method;
+use serde_json::{Value, json};
+use store::Read as _;
+
+use crate::http::{Answer, Body};
+use crate::jobs;
+use crate::testing::{PASSWORD, Server, User};
+use crate::users::admin;
+use crate::{api, schema};
+
+struct World {
+    server: Server,
+    root: User,
+    alice: User,
+}
+
+impl World {
+    async fn new() -> Self {
+        let server = Server::default();
+        admin::create(&server.app, "root", PASSWORD, true).await.unwrap();
+        let (root, alice) = (server.log_in("root").await, server.user("alice").await);
+        World { server, root, alice }
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.root.client.get(&format!("/_synapse/admin/{path}")).await
+    }
+
+    async fn put(&self, path: &str, body: Value) -> Answer {
+        self.root.client.put(&format!("/_synapse/admin/{path}"), body).await
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Answer {
+        self.root.client.post(&format!("/_synapse/admin/{path}"), body).await
+    }
+
+    async fn delete(&self, path: &str, body: Value) -> Answer {
+        let path = format!("/_synapse/admin/{path}");
+        self.root.client.send(Method::DELETE, &path, Body::from(body.to_string())).await
+    }
+
+    async fn room(&self, user: &User) -> String {
+        let body = json!({ "preset": "public_chat", "name": "A room" });
+        ok(&user.client.post("/_matrix/client/v3/createRoom", body).await)["room_id"].as_str().unwrap().to_owned()
+    }
+
+    async fn say(&self, user: &User, room_id: &str, text: &str) -> String {
+        let path = format!("/_matrix/client/v3/rooms/{room_id}/send/m.room.message/{text}");
+        let content = json!({ "msgtype": "m.text", "body": text });
+        ok(&user.client.put(&path, content).await)["event_id"].as_str().unwrap().to_owned()
+    }
+}
+
+fn ok(answer: &Answer) -> Value {
+    assert!(answer.status.is_success(), "{} {}", answer.status, answer.json());
+    answer.json()
+}
+
+#[test]
+fn nothing_is_open_to_others_than_administrators() {
+    const OPEN: &[&str] = &["/_synapse/admin/v1/register", "/_synapse/admin/v1/server_version"];
+    let mut seen = 0;
+    for operation in api::routes().inventory() {
+        if operation.path.starts_with("/_synapse/admin/") && !OPEN.contains(&operation.path.as_str()) {
+            assert_eq!(operation.access, "administrator", "{}", operation.path);
+            seen += 1;
+        }
+    }
+    assert!(seen > 60, "{seen}");
+}
+
+#[tokio::test]
+async fn others_are_refused() {
+    let world = World::new().await;
+    let path = "/_synapse/admin/v2/users/@alice:hs.test";
+    assert_eq!(world.alice.client.get(path).await.errcode(), "M_FORBIDDEN");
+    assert_eq!(world.server.client.get(path).await.errcode(), "M_MISSING_TOKEN");
+}
+
+#[tokio::test]
+async fn an_account_is_made_changed_and_found() {
+    let world = World::new().await;
+    let bob = "v2/users/@bob:hs.test";
+    assert_eq!(world.get(bob).await.status, 404);
+    let made = world.put(bob, json!({ "password": PASSWORD, "displayname": "Bob" })).await;
+    assert_eq!((made.status.as_u16(), &made.json()["displayname"]), (201, &json!("Bob")));
+    // A console sends back all that it was told.
+    let mut record = ok(&world.get(bob).await);
+    record["admin"] = json!(true);
+    record["id"] = json!("@bob:hs.test");
+    record["user_type"] = Value::Null;
+    let changed = world.put(bob, record).await;
+    assert_eq!((changed.status.as_u16(), &changed.json()["admin"]), (200, &json!(true)));
+    let admins = ok(&world.get("v3/users?admins=true&order_by=name&dir=b").await);
+    let names: Vec<&str> = admins["users"].as_array().unwrap().iter().map(|u| u["name"].as_str().unwrap()).collect();
+    assert_eq!((names, &admins["total"]), (vec!["@root:hs.test", "@bob:hs.test"], &json!(2)));
+    let page = ok(&world.get("v3/users?limit=1&from=1").await);
+    assert_eq!((&page["users"][0]["name"], &page["next_token"]), (&json!("@bob:hs.test"), &json!("2")));
+    assert_eq!(world.get("v3/users?order_by=shoe_size").await.errcode(), "M_INVALID_PARAM");
+    assert_eq!(world.get("v3/users?limit=-1").await.errcode(), "M_INVALID_PARAM");
+    assert_eq!(ok(&world.get("v3/users?name=BO").await)["total"], 1);
+    let own = world.put("v2/users/@root:hs.test", json!({ "admin": false })).await;
+    assert_eq!(own.errcode(), "M_FORBIDDEN");
+}
+
+#[tokio::test]
+async fn closing_and_reopening_an_account_are_real() {
+    let world = World::new().await;
+    let answer = ok(&world.post("v1/deactivate/@alice:hs.test", json!({ "erase": true })).await);
+    assert_eq!(answer, json!({ "id_server_unbind_result": "no-support" }));
+    assert_eq!(world.server.try_log_in("alice", PASSWORD, json!({})).await.status, 403);
+    let reopen = json!({ "deactivated": false, "password": PASSWORD });
+    let early = world.put("v2/users/@alice:hs.test", reopen.clone()).await;
+    assert_eq!(early.status, 409, "its rooms are still being left");
+    jobs::drain(&world.server.app).await.unwrap();
+    ok(&world.put("v2/users/@alice:hs.test", reopen).await);
+    assert_eq!(world.server.try_log_in("alice", PASSWORD, json!({})).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_administrator_acts_for_a_user_until_the_time_is_over() {
+    let world = World::new().await;
+    let until = world.server.app.clock.now_ms() + 1_000;
+    let body = json!({ "valid_until_ms": until });
+    let token = ok(&world.post("v1/users/@alice:hs.test/login", body).await)["access_token"].clone();
+    let acting = world.server.client.with_token(token.as_str().unwrap());
+    let me = ok(&acting.get("/_matrix/client/v3/account/whoami").await);
+    assert_eq!(me, json!({ "user_id": "@alice:hs.test" }));
+    let devices = ok(&world.get("v2/users/@alice:hs.test/devices").await);
+    assert_eq!(devices["total"], 1, "no device comes of it");
+    world.server.app.clock.advance(std::time::Duration::from_secs(2));
+    assert_eq!(acting.get("/_matrix/client/v3/account/whoami").await.status, 401);
+}
+
+#[tokio::test]
+async fn a_room_is_emptied_forgotten_and_purged() {
+    let world = World::new().await;
+    let room_id = world.room(&world.alice).await;
+    world.say(&world.alice, &room_id, "hello").await;
+    let found = ok(&world.get("v1/rooms?search_term=a%20room").await);
+    assert_eq!((&found["total_rooms"], &found["rooms"][0]["room_id"]), (&json!(1), &json!(room_id)));
+    assert_eq!(ok(&world.get(&format!("v1/rooms/{room_id}/members")).await)["members"], json!(["@alice:hs.test"]));
+    let body = json!({ "block": true, "purge": true });
+    let delete_id = ok(&world.delete(&format!("v2/rooms/{room_id}"), body).await)["delete_id"].clone();
+    jobs::drain(&world.server.app).await.unwrap();
+    let status = ok(&world.get(&format!("v2/rooms/delete_status/{}", delete_id.as_str().unwrap())).await);
+    assert_eq!(status["status"], "complete", "{status}");
+    assert_eq!(status["shutdown_room"]["kicked_users"], json!(["@alice:hs.test"]));
+    assert_eq!(world.get(&format!("v1/rooms/{room_id}")).await.status, 404);
+    let read = world.server.app.store.snapshot();
+    for left in [
+        read.count(&schema::HEADS, schema::HEADS.all()).unwrap(),
+        read.count(&schema::EVENTS, schema::EVENTS.all()).unwrap(),
+        read.count(&schema::EVENT_IDS, schema::EVENT_IDS.all()).unwrap(),
+        read.count(&schema::STATE_NODES, schema::STATE_NODES.all()).unwrap(),
+        read.count(&schema::MEMBERSHIPS, schema::MEMBERSHIPS.all()).unwrap(),
+    ] {
+        assert_eq!(left, 0);
+    }
+    assert_eq!(ok(&world.get(&format!("v1/rooms/{room_id}/block")).await)["block"], true);
+    let sync = world.alice.client.get("/_matrix/client/v3/sync").await;
+    assert_eq!(sync.status, 200);
+}
+
+#[tokio::test]
+async fn who_is_sent_away_finds_the_new_room() {
+    let world = World::new().await;
+    let room_id = world.room(&world.alice).await;
+    let body = json!({ "new_room_user_id": "@root:hs.test", "purge": false });
+    ok(&world.delete(&format!("v1/rooms/{room_id}"), body).await);
+    jobs::drain(&world.server.app).await.unwrap();
+    let rooms = ok(&world.get("v1/users/@alice:hs.test/memberships").await);
+    assert_eq!(rooms["memberships"][&room_id], "leave");
+    let joined = ok(&world.get("v1/users/@alice:hs.test/joined_rooms").await);
+    assert_eq!(joined["total"], 1);
+}
+
+#[tokio::test]
+async fn nobody_joins_a_blocked_room() {
+    let world = World::new().await;
+    let room_id = world.room(&world.alice).await;
+    ok(&world.put(&format!("v1/rooms/{room_id}/block"), json!({ "block": true })).await);
+    let join = format!("/_matrix/client/v3/join/{room_id}");
+    assert_eq!(world.root.client.post(&join, json!({})).await.errcode(), "M_FORBIDDEN");
+    ok(&world.put(&format!("v1/rooms/{room_id}/block"), json!({ "block": false })).await);
+    ok(&world.root.client.post(&join, json!({})).await);
+}
+
+#[tokio::test]
+async fn a_user_is_put_into_a_room_and_given_power() {
+    let world = World::new().await;
+    let body = json!({ "preset": "private_chat" });
+    let room_id = ok(&world.alice.client.post("/_matrix/client/v3/createRoom", body).await)["room_id"].clone();
+    let room_id = room_id.as_str().unwrap();
+    ok(&world.post(&format!("v1/join/{room_id}"), json!({ "user_id": "@root:hs.test" })).await);
+    ok(&world.post(&format!("v1/rooms/{room_id}/make_room_admin"), json!({})).await);
+    let name = format!("/_matrix/client/v3/rooms/{room_id}/state/m.room.name");
+    ok(&world.root.client.put(&name, json!({ "name": "Mine" })).await);
+}
+
+#[tokio::test]
+async fn history_goes_up_to_an_event() {
+    let world = World::new().await;
+    let room_id = world.room(&world.alice).await;
+    let mut said = Vec::new();
+    for text in ["one", "two", "three"] {
+        said.push(world.say(&world.alice, &room_id, text).await);
+    }
+    let path = format!("v1/purge_history/{room_id}/{}", said[1]);
+    let purge_id = ok(&world.post(&path, json!({ "delete_local_events": true })).await)["purge_id"].clone();
+    jobs::drain(&world.server.app).await.unwrap();
+    let status = ok(&world.get(&format!("v1/purge_history_status/{}", purge_id.as_str().unwrap())).await);
+    assert_eq!((&status["status"], &status["deleted_events"]), (&json!("complete"), &json!(1)));
+    let messages = ok(&world.get(&format!("v1/rooms/{room_id}/messages?dir=b&limit=100")).await);
+    let ids: Vec<&str> =
+        messages["chunk"].as_array().unwrap().iter().map(|e| e["event_id"].as_str().unwrap()).collect();
+    assert!(!ids.contains(&said[0].as_str()) && ids.contains(&said[1].as_str()) && ids.contains(&said[2].as_str()));
+    let state = format!("/_matrix/client/v3/rooms/{room_id}/state");
+    assert_eq!(world.alice.client.get(&state).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_a_user_said_is_redacted() {
+    let world = World::new().await;
+    let room_id = world.room(&world.alice).await;
+    let said = world.say(&world.alice, &room_id, "rude").await;
+    let redact_id = ok(&world.post("v1/user/@alice:hs.test/redact", json!({ "rooms": [] })).await)["redact_id"].clone();
+    jobs::drain(&world.server.app).await.unwrap();
+    let status = ok(&world.get(&format!("v1/user/redact_status/{}", redact_id.as_str().unwrap())).await);
+    assert_eq!((&status["status"], &status["redacted"]), (&json!("complete"), &json!(1)), "{status}");
+    assert_eq!(ok(&world.get(&format!("v1/fetch_event/{said}")).await)["event"]["content"], json!({}));
+}
+
+#[tokio::test]
+async fn registration_tokens_from_the_first_to_the_last() {
+    let world = World::new().await;
+    let made = ok(&world.post("v1/registration_tokens/new", json!({ "token": "abc", "uses_allowed": 1 })).await);
+    let expected = json!({ "token": "abc", "uses_allowed": 1, "pending": 0, "completed": 0, "expiry_time": null });
+    assert_eq!(made, expected);
+    assert_eq!(world.post("v1/registration_tokens/new", json!({ "token": "abc" })).await.status, 400);
+    let changed = ok(&world.put("v1/registration_tokens/abc", json!({ "uses_allowed": null })).await);
+    assert_eq!(changed["uses_allowed"], Value::Null);
+    assert_eq!(ok(&world.get("v1/registration_tokens?valid=false").await)["registration_tokens"], json!([]));
+    ok(&world.delete("v1/registration_tokens/abc", json!({})).await);
+    assert_eq!(world.get("v1/registration_tokens/abc").await.status, 404);
+}
+
+#[tokio::test]
+async fn reports_are_read_and_put_away() {
+    let world = World::new().await;
+    let room_id = world.room(&world.alice).await;
+    let said = world.say(&world.alice, &room_id, "rude").await;
+    let path = format!("/_matrix/client/v3/rooms/{room_id}/report/{said}");
+    ok(&world.alice.client.post(&path, json!({ "reason": "r" })).await);
+    let reports = ok(&world.get("v1/event_reports?from=0&limit=10&dir=b").await);
+    let report = &reports["event_reports"][0];
+    assert_eq!((&report["sender"], &report["reason"]), (&json!("@alice:hs.test"), &json!("r")));
+    let one = format!("v1/event_reports/{}", report["id"]);
+    assert_eq!(ok(&world.get(&one).await)["event_json"]["content"]["body"], "rude");
+    ok(&world.delete(&one, json!({})).await);
+    assert_eq!(world.get(&one).await.status, 404);
+}
+
+#[tokio::test]
+async fn an_upload_is_put_under_lock_and_key_and_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = crate::testing::config();
+    config.data_dir = dir.path().to_owned();
+    let server = Server::new(config);
+    admin::create(&server.app, "root", PASSWORD, true).await.unwrap();
+    let (root, alice) = (server.log_in("root").await, server.user("alice").await);
+    let world = World { server, root, alice };
+    let upload = "/_matrix/media/v3/upload?filename=a.txt";
+    let uri = ok(&world.alice.client.send(Method::POST, upload, Body::from("hello")).await)["content_uri"].clone();
+    let media_id = uri.as_str().unwrap().rsplit('/').next().unwrap();
+    let download = format!("/_matrix/client/v1/media/download/hs.test/{media_id}");
+    let listed = ok(&world.get("v1/users/@alice:hs.test/media").await);
+    assert_eq!((&listed["total"], &listed["media"][0]["media_length"]), (&json!(1), &json!(5)));
+    ok(&world.post(&format!("v1/media/quarantine/hs.test/{media_id}"), json!({})).await);
+    assert_eq!(world.alice.client.get(&download).await.errcode(), "M_NOT_FOUND");
+    ok(&world.post(&format!("v1/media/unquarantine/hs.test/{media_id}"), json!({})).await);
+    assert_eq!(world.alice.client.get(&download).await.status, 200);
+    ok(&world.post(&format!("v1/media/protect/{media_id}"), json!({})).await);
+    let refused = world.post(&format!("v1/media/quarantine/hs.test/{media_id}"), json!({})).await;
+    assert_eq!(refused.errcode(), "M_FORBIDDEN");
+    let figures = ok(&world.get("v1/statistics/users/media?order_by=media_length&dir=b").await);
+    assert_eq!((&figures["users"][0]["user_id"], &figures["total"]), (&json!("@alice:hs.test"), &json!(1)));
+    let later = world.server.app.clock.now_ms() + 1;
+    let kept = ok(&world.post(&format!("v1/media/delete?before_ts={later}"), json!({})).await);
+    assert_eq!(kept["total"], 0, "what is protected stays");
+    let deleted = ok(&world.delete(&format!("v1/media/hs.test/{media_id}"), json!({})).await);
+    assert_eq!(deleted, json!({ "deleted_media": [media_id], "total": 1 }));
+    assert_eq!(world.alice.client.get(&download).await.errcode(), "M_NOT_FOUND");
+}

@@ -1,0 +1,2 @@
+if (window.onAuthDone) window.onAuthDone();
+else if (window.opener && window.opener.postMessage) window.opener.postMessage("authDone", "*");
