@@ -23,7 +23,14 @@ pub(crate) fn suite() -> Result<(bool, Counts)> {
         command
     })?;
     let (js_ok, js_counts) = run::counted_step("matrix-js-sdk", {
-        let args = ["--test", "--test-force-exit", "--test-reporter=spec", "scenarios.test.mjs", "restarts.test.mjs"];
+        let args = [
+            "--test",
+            "--test-force-exit",
+            "--test-reporter=spec",
+            "scenarios.test.mjs",
+            "restarts.test.mjs",
+            "encryption.test.mjs",
+        ];
         let mut command = run::command(&node, args);
         command.current_dir(js_folder()).env("TEST_SERVER", &server);
         command

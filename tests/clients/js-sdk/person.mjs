@@ -6,7 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { ClientEvent, createClient } from "matrix-js-sdk";
 import { logger } from "matrix-js-sdk/lib/logger.js";
 
-const PASSWORD = "correct horse battery staple";
+export const PASSWORD = "correct horse battery staple";
 const WAIT_MS = 20_000;
 const quiet = { trace() {}, debug() {}, info() {}, warn() {}, error() {}, getChild: () => quiet };
 
@@ -22,11 +22,11 @@ export function freshName(stem) {
     return `${stem}-${numbers}`;
 }
 
-// Waits until `find` returns something truthy, and returns that.
+// Waits until `find` returns (or resolves to) something truthy, and returns that.
 export async function until(find, what, waitMs = WAIT_MS) {
     const end = performance.now() + waitMs;
     while (performance.now() < end) {
-        const found = find();
+        const found = await find();
         if (found) return found;
         await sleep(10);
     }
@@ -44,13 +44,14 @@ export async function refused(request, errcode, what) {
 }
 
 export class Person {
-    constructor(server, name, session) {
+    // `options` go to the SDK's client as they are.
+    constructor(server, name, session, options = {}) {
         this.server = server;
         this.name = name;
         this.session = session;
         this.id = session.user_id;
         this.said = new Set(); // ids of what this device has sent
-        this.polls = new Map(); // token (none: "") -> the rooms that the sync from there brought
+        this.polls = new Map(); // token (none: "") -> what the sync from there brought
         this.client = createClient({
             fetchFn: (address, options) => this.#listeningFetch(address, options),
             baseUrl: server.url,
@@ -58,6 +59,7 @@ export class Person {
             deviceId: session.device_id,
             accessToken: session.access_token,
             logger: quiet,
+            ...options,
         });
     }
 
@@ -66,7 +68,7 @@ export class Person {
         const name = freshName(stem);
         const client = createClient({ baseUrl: server.url, logger: quiet });
         const auth = { type: "m.login.dummy" };
-        return new Person(server, name, await client.registerRequest({ username: name, password: PASSWORD, auth }));
+        return new this(server, name, await client.registerRequest({ username: name, password: PASSWORD, auth }));
     }
 
     // A new device of the same account.
@@ -74,12 +76,12 @@ export class Person {
         const client = createClient({ baseUrl: this.server.url, logger: quiet });
         const identifier = { type: "m.id.user", user: this.name };
         const session = await client.loginRequest({ type: "m.login.password", identifier, password });
-        return new Person(this.server, this.name, session);
+        return new this.constructor(this.server, this.name, session);
     }
 
     // The same device from its stored token, in a client that knows nothing else.
     restored() {
-        return new Person(this.server, this.name, this.session);
+        return new this.constructor(this.server, this.name, this.session);
     }
 
     // Starts syncing and waits for the first response.
@@ -124,7 +126,7 @@ export class Person {
         const answer = await fetch(address, options);
         if (isSync && answer.ok) {
             // A sync that was asked for again, because its answer did not arrive, counts once.
-            this.polls.set(url.searchParams.get("since") ?? "", (await answer.clone().json()).rooms ?? {});
+            this.polls.set(url.searchParams.get("since") ?? "", await answer.clone().json());
         }
         return answer;
     }
@@ -135,9 +137,17 @@ export class Person {
     }
 
     // No event twice (unless one has left and come back), and each own one with the transaction that tells its echo.
+    // No encrypted message to this device twice: each is worded differently.
     judge() {
         const seen = new Map(); // room -> ids
-        for (const { join = {}, leave = {} } of this.polls.values()) {
+        const messages = new Set();
+        for (const { rooms: { join = {}, leave = {} } = {}, to_device: toDevice } of this.polls.values()) {
+            for (const message of toDevice?.events ?? []) {
+                if (message.type !== "m.room.encrypted") continue;
+                const text = JSON.stringify(message);
+                assert.ok(!messages.has(text), `${this.name} was sent twice: ${text}`);
+                messages.add(text);
+            }
             for (const [roomId, room] of Object.entries(join)) {
                 const ids = seen.get(roomId) ?? seen.set(roomId, new Set()).get(roomId);
                 for (const event of room.timeline?.events ?? []) {
@@ -158,17 +168,25 @@ export class Person {
 }
 
 // New accounts, all of them syncing; `test` stops them at its end.
-export async function people(test, server, ...stems) {
-    const everybody = await Promise.all(stems.map((stem) => Person.registered(server, stem)));
+export function people(test, server, ...stems) {
+    return peopleOf(Person, test, server, ...stems);
+}
+
+export async function peopleOf(Kind, test, server, ...stems) {
+    const everybody = await Promise.all(stems.map((stem) => Kind.registered(server, stem)));
     test.after(() => everybody.forEach((person) => person.stop()));
     await Promise.all(everybody.map((person) => person.syncing()));
     return everybody;
 }
 
 // A private room that everybody named has joined and sees.
-export async function roomOf(owner, ...members) {
+export function roomOf(owner, ...members) {
+    return roomWith({}, owner, ...members);
+}
+
+export async function roomWith(options, owner, ...members) {
     const invite = members.map((member) => member.id);
-    const { room_id: roomId } = await owner.client.createRoom({ preset: "private_chat", invite });
+    const { room_id: roomId } = await owner.client.createRoom({ preset: "private_chat", invite, ...options });
     for (const member of members) await member.client.joinRoom(roomId);
     for (const person of [owner, ...members]) {
         await until(() => person.room(roomId)?.getMyMembership() === "join", `${person.name} in the room`);
