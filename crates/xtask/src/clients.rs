@@ -12,31 +12,27 @@ use anyhow::{Context, Result};
 use crate::run::Counts;
 use crate::{needs, run};
 
+/// The scenarios with matrix-js-sdk, a file each.
+const JS_FILES: &[&str] = &["scenarios.test.mjs", "restarts.test.mjs", "encryption.test.mjs"];
+
 pub(crate) fn suite() -> Result<(bool, Counts)> {
     needs::clients()?;
     let server = server_binary("debug")?;
-    let python = python()?;
-    let node = node()?;
-    let (nio_ok, mut counts) = run::counted_step("matrix-nio", {
-        let mut command = run::command(&python, ["-u", "tests/clients/nio/run.py", "--server"]);
+    let mut all_ok = true;
+    let mut counts = Counts::default();
+    for suite in ["nio", "mautrix"] {
+        let mut command = run::command(&python(suite)?, ["-u", &format!("tests/clients/{suite}/run.py"), "--server"]);
         command.arg(&server).env("PYTHONDONTWRITEBYTECODE", "1");
-        command
-    })?;
-    let (js_ok, js_counts) = run::counted_step("matrix-js-sdk", {
-        let args = [
-            "--test",
-            "--test-force-exit",
-            "--test-reporter=spec",
-            "scenarios.test.mjs",
-            "restarts.test.mjs",
-            "encryption.test.mjs",
-        ];
-        let mut command = run::command(&node, args);
-        command.current_dir(js_folder()).env("TEST_SERVER", &server);
-        command
-    })?;
-    counts.add(js_counts);
-    Ok((nio_ok && js_ok, counts))
+        let (ok, counted) = run::counted_step(&format!("Python: {suite}"), command)?;
+        all_ok &= ok && counted.passed > 0;
+        counts.add(counted);
+    }
+    let mut command = run::command(&node()?, ["--test", "--test-force-exit", "--test-reporter=spec"]);
+    command.args(JS_FILES).current_dir(js_folder()).env("TEST_SERVER", &server);
+    let (ok, counted) = run::counted_step("matrix-js-sdk", command)?;
+    all_ok &= ok && counted.passed > 0;
+    counts.add(counted);
+    Ok((all_ok, counts))
 }
 
 /// Builds the server (its dependencies are there already when the unit tests ran) and tells where it is.
@@ -49,13 +45,13 @@ pub(crate) fn server_binary(profile: &str) -> Result<PathBuf> {
     Ok(run::target_dir().join(profile).join("skerry"))
 }
 
-/// A Python with the packages of the nio suite, made anew when the list of packages or the Python changes.
-fn python() -> Result<String> {
-    let requirements = run::root().join("tests/clients/nio/requirements.txt");
+/// A Python with the packages of a suite, made anew when the list of packages or the Python changes.
+fn python(suite: &str) -> Result<String> {
+    let requirements = run::root().join(format!("tests/clients/{suite}/requirements.txt"));
     let version = run::output(run::command("python3", ["--version"]))?;
     let mut hasher = DefaultHasher::new();
     (std::fs::read(&requirements)?, version).hash(&mut hasher);
-    let folder = run::cache_dir().join(format!("nio-{:016x}", hasher.finish()));
+    let folder = run::cache_dir().join(format!("{suite}-{:016x}", hasher.finish()));
     let python = text(&folder.join("bin/python"))?;
     let complete = folder.join("complete");
     if !complete.exists() {
@@ -64,7 +60,7 @@ fn python() -> Result<String> {
         run::step("python3 -m venv", run::command("python3", ["-m", "venv", &text(&folder)?]))?;
         let args =
             ["-m", "pip", "install", "--disable-pip-version-check", "--no-deps", "-q", "-r", &text(&requirements)?];
-        run::step("pip install matrix-nio", run::command(&python, args))?;
+        run::step(&format!("pip install ({suite})"), run::command(&python, args))?;
         std::fs::write(complete, "")?;
     }
     Ok(python)

@@ -1,19 +1,16 @@
 """A person at a matrix-nio client: logs in, syncs, and remembers everything the server showed, in order."""
 
 import asyncio
-import contextvars
 import itertools
 import json
 import time
 from urllib.parse import quote
 
 from nio import AsyncClient, AsyncClientConfig, LoginResponse, RegisterResponse, SyncResponse
+from runner import CLOSERS
 
 PASSWORD = "correct horse battery staple"
 WAIT_S = 20
-
-# Everybody that a scenario made, so that the runner can close their connections.
-EVERYBODY = contextvars.ContextVar("everybody")
 
 _numbers = itertools.count(1)
 
@@ -38,7 +35,7 @@ class Person:
         self.timelines = {}  # room -> events in the order they came
         self.state_seen = {}  # room -> events of the state section
         self.syncs = []
-        EVERYBODY.get().append(self)
+        CLOSERS.get().append(self.client.close)
 
     @property
     def id(self) -> str:
@@ -104,9 +101,6 @@ class Person:
         text = await answer.text()
         assert answer.status == status, f"{method} {path}: {answer.status} {text}"
         return json.loads(text)
-
-    async def close(self):
-        await self.client.close()
 
 
 def expect(answer, kind):

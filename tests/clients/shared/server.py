@@ -19,23 +19,22 @@ def free_port() -> int:
 
 
 class Server:
-    def __init__(self, binary: str, folder: Path):
+    def __init__(self, binary: str, folder: Path, more_settings: str = ""):
         self.binary = binary
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = None
-        self.starts = 0
         folder.mkdir(parents=True, exist_ok=True)
         template = CONFIG.read_text()
         data = str(folder / "data")
-        (folder / "config.toml").write_text(template.replace("{port}", str(self.port)).replace("{data}", data))
+        settings = template.replace("{port}", str(self.port)).replace("{data}", data)
+        (folder / "config.toml").write_text(settings + more_settings)
 
     async def start(self) -> float:
         """Starts the server and waits until it listens; returns how long that took, in seconds."""
         ready = self.folder / "ready.json"
         ready.unlink(missing_ok=True)
-        self.starts += 1
         started = time.monotonic()
         with open(self.folder / "server.log", "ab") as log:
             self.process = await asyncio.create_subprocess_exec(
