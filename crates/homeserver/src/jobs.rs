@@ -1,8 +1,8 @@
 //! Work that a request decided on and that goes on after its answer, also after a restart: the rows of `JOBS`.
 //!
 //! One runner goes round: each job gets a slice of its work, and what is left of it is written back. Doing a slice
-//! twice (after a crash) changes nothing. What fails in one room is skipped; when the store cannot write, the round
-//! ends and is tried again later.
+//! twice (after a crash) changes nothing. What fails in one room is skipped. A job that fails as a whole is put behind
+//! the others and tried again, each time later; when the store cannot write, the round ends and is tried again soon.
 
 pub mod tasks;
 
@@ -21,6 +21,19 @@ use crate::schema::{DEVICES, HEADS, JOBS, Job, MEMBERSHIPS, MembershipState, Roo
 /// Rooms that a job may change before it is another job's turn.
 const SLICE: usize = 32;
 const PAUSE: Duration = Duration::from_secs(5);
+/// How long a job that failed waits: this long after the first failure, twice as long after each further one.
+const FIRST_WAIT_MS: u64 = 5_000;
+const LONGEST_WAIT_MS: u64 = 6 * 60 * 60 * 1000;
+
+/// When there is something to do again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Next {
+    Now,
+    /// At this time, in milliseconds since the epoch.
+    At(u64),
+    /// When there are new jobs.
+    WhenTold,
+}
 
 /// Runs jobs until the server stops.
 pub async fn run(app: App) {
@@ -31,12 +44,24 @@ pub async fn run(app: App) {
         loop {
             // What is written while we look is seen next time.
             let (seen, nudges) = (app.store.tip(), signal.nudges());
-            match round(&app).await {
-                Ok(true) => {}
-                Ok(false) => signal.changed(seen, nudges).await,
+            let next = match round(&app).await {
+                Ok(next) => next,
                 Err(cause) => {
                     tracing::warn!(%cause, "background jobs pause");
                     app.clock.sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let told = signal.changed(seen, nudges);
+            match next {
+                Next::Now => {}
+                Next::WhenTold => told.await,
+                Next::At(ts) => {
+                    let wait = Duration::from_millis(ts.saturating_sub(app.clock.now_ms()));
+                    tokio::select! {
+                        () = told => {}
+                        () = app.clock.sleep(wait) => {}
+                    }
                 }
             }
         }
@@ -47,30 +72,83 @@ pub async fn run(app: App) {
     }
 }
 
-/// Runs jobs until there are none.
+/// Runs jobs until there are none that can be done now.
 pub async fn drain(app: &App) -> Result<()> {
-    while round(app).await? {}
+    while round(app).await? == Next::Now {}
     Ok(())
 }
 
-/// A slice of every job. Says whether there may be more to do.
-async fn round(app: &App) -> Result<bool> {
-    let jobs: Vec<(Pos, Job)> = {
-        let read = app.store.snapshot();
-        read.scan(&JOBS, JOBS.all()).collect::<store::Result<_>>()?
-    };
-    for (at, job) in &jobs {
-        let rest = slice(app, job).await?;
-        let keep = |tx: &mut Tx| -> Result<()> {
-            match &rest {
-                Some(rest) => tx.put(&JOBS, *at, rest),
-                None => tx.delete(&JOBS, *at),
-            }
-            Ok(())
+/// A slice of every job whose time has come.
+async fn round(app: &App) -> Result<Next> {
+    let mut next = Next::WhenTold;
+    for (at, job) in jobs(app)? {
+        let (job, attempts, due_ts) = match job {
+            Job::Later { job, attempts, due_ts } => (*job, attempts, due_ts),
+            job => (job, 0, 0),
         };
-        app.store.transact(keep).await?;
+        if due_ts > app.clock.now_ms() {
+            next = next.min(Next::At(due_ts));
+            continue;
+        }
+        match slice(app, &job).await {
+            Ok(rest) => {
+                replace(app, at, rest).await?;
+                next = Next::Now;
+            }
+            Err(cause) if is_of_the_store(&cause) => return Err(cause),
+            Err(cause) => next = next.min(put_behind(app, at, job, attempts, &cause).await?),
+        }
     }
-    Ok(!jobs.is_empty())
+    Ok(next)
+}
+
+/// The jobs in their order. One that cannot be read (a newer version of the server may have left it) holds up nobody.
+fn jobs(app: &App) -> Result<Vec<(Pos, Job)>> {
+    let read = app.store.snapshot();
+    let mut jobs = Vec::new();
+    for at in read.scan(&JOBS, JOBS.all()).keys() {
+        let at = at?;
+        match read.get(&JOBS, at) {
+            Ok(job) => jobs.extend(job.map(|job| (at, job))),
+            Err(cause @ store::Error::Corrupt { .. }) => tracing::warn!(%cause, "a background job is left alone"),
+            Err(cause) => return Err(cause.into()),
+        }
+    }
+    Ok(jobs)
+}
+
+/// Writes what is left of a job in its place.
+async fn replace(app: &App, at: Pos, rest: Option<Job>) -> Result<()> {
+    let keep = |tx: &mut Tx| -> Result<()> {
+        match &rest {
+            Some(rest) => tx.put(&JOBS, at, rest),
+            None => tx.delete(&JOBS, at),
+        }
+        Ok(())
+    };
+    app.store.transact(keep).await.map(drop)
+}
+
+/// A job failed: it is tried again later, and the others go first.
+async fn put_behind(app: &App, at: Pos, job: Job, attempts: u32, cause: &Error) -> Result<Next> {
+    let wait_ms = FIRST_WAIT_MS.saturating_mul(1 << attempts.min(32)).min(LONGEST_WAIT_MS);
+    let due_ts = app.clock.now_ms().saturating_add(wait_ms);
+    tracing::error!(%cause, ?job, attempts, wait_ms, "a background job failed and is tried again later");
+    app.metrics.failed_jobs.inc();
+    let later = Job::Later { job: Box::new(job), attempts: attempts.saturating_add(1), due_ts };
+    let put = |tx: &mut Tx| -> Result<()> {
+        tx.delete(&JOBS, at);
+        let behind = tx.next_pos();
+        tx.put(&JOBS, behind, &later);
+        Ok(())
+    };
+    app.store.transact(put).await?;
+    Ok(Next::At(due_ts))
+}
+
+/// Whether the store cannot write now, so that no other job would get any further either.
+fn is_of_the_store(cause: &Error) -> bool {
+    matches!(cause.status().as_u16(), 503 | 507)
 }
 
 /// Does a part of a job; what is left of it.
@@ -107,11 +185,17 @@ async fn slice(app: &App, job: &Job) -> Result<Option<Job>> {
         }
         Job::LeaveGuests { room_id } => {
             let room_id = RoomId::parse(room_id).map_err(Error::internal)?;
-            let guests = membership::unwanted_guests(app, &room_id, SLICE)?;
-            for guest in &guests {
-                skip_failure(&room_id, membership::leave(app, guest, &room_id).await)?;
+            let mut left = 0;
+            for guest in membership::unwanted_guests(app, &room_id)? {
+                if left == SLICE {
+                    return Ok(Some(job.clone()));
+                }
+                // Who cannot leave counts for nothing: another round would only meet them again.
+                let outcome = membership::leave(app, &guest, &room_id).await;
+                left += usize::from(outcome.is_ok());
+                skip_failure(&room_id, outcome)?;
             }
-            Ok((guests.len() == SLICE).then(|| job.clone()))
+            Ok(None)
         }
         Job::ForgetDevice { user_id, device_id } => {
             let forget = |tx: &mut Tx| -> Result<bool> {
@@ -126,6 +210,7 @@ async fn slice(app: &App, job: &Job) -> Result<Option<Job>> {
             Ok((!done).then(|| job.clone()))
         }
         Job::DeleteRoom { .. } | Job::PurgeHistory { .. } | Job::RedactUser { .. } => tasks::slice(app, job).await,
+        Job::Later { job, .. } => Ok(Some(Job::clone(job))),
     }
 }
 
@@ -155,7 +240,7 @@ fn rooms(
 
 fn skip_failure(room_id: &RoomId, outcome: Result<()>) -> Result<()> {
     match outcome {
-        Err(cause) if cause.status().as_u16() == 503 || cause.status().as_u16() == 507 => Err(cause),
+        Err(cause) if is_of_the_store(&cause) => Err(cause),
         Err(cause) => {
             tracing::warn!(%room_id, %cause, "a background job skips a room");
             Ok(())
@@ -278,5 +363,101 @@ mod tests {
         assert_eq!(alice.client.post("/_matrix/client/v3/logout", json!({})).await.status, 200);
         drain(&server.app).await.unwrap();
         assert_eq!(server.app.store.snapshot().count(&TXNS, TXNS.all()).unwrap(), 0);
+    }
+
+    /// Writes jobs into the store, as requests do.
+    async fn put(app: &App, jobs: Vec<Job>) {
+        let put = |tx: &mut Tx| -> Result<()> {
+            for job in &jobs {
+                let at = tx.next_pos();
+                tx.put(&JOBS, at, job);
+            }
+            Ok(())
+        };
+        app.store.transact(put).await.unwrap();
+    }
+
+    fn left(app: &App) -> Vec<Job> {
+        jobs(app).unwrap().into_iter().map(|(_, job)| job).collect()
+    }
+
+    #[tokio::test]
+    async fn a_job_that_cannot_succeed_holds_up_no_other_and_is_tried_ever_later() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        let room = room(&alice).await;
+        let app = &server.app;
+        let hopeless = Job::PropagateProfile { user_id: "nobody".to_owned(), from: 0 };
+        put(app, vec![hopeless.clone(), Job::LeaveAll { user_id: alice.user_id.clone(), from: 0 }]).await;
+        drain(app).await.unwrap();
+        assert_eq!(membership(&server, &alice, &room), MembershipState::Leave, "the job behind it is done");
+        let mut due = Vec::new();
+        for failed in 1..=4 {
+            let [Job::Later { job, attempts, due_ts }] = &left(app)[..] else { panic!("one job waits") };
+            assert_eq!((&**job, *attempts), (&hopeless, failed));
+            assert_eq!(round(app).await.unwrap(), Next::At(*due_ts), "not before its time");
+            due.push(due_ts - app.clock.now_ms());
+            app.clock.advance(Duration::from_millis(due_ts - app.clock.now_ms()));
+            assert!(matches!(round(app).await.unwrap(), Next::At(_)));
+        }
+        assert_eq!(due, [5_000, 10_000, 20_000, 40_000]);
+        assert!(app.metrics.encode().contains("skerry_failed_jobs_total 5"), "{}", app.metrics.encode());
+    }
+
+    #[tokio::test]
+    async fn a_job_that_nobody_understands_holds_up_no_other() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        let room = room(&alice).await;
+        let app = &server.app;
+        let unknown = |tx: &mut Tx| -> Result<()> {
+            let mut bytes = store::ValueBuf::default();
+            bytes.raw(&[1, 250]);
+            let at = tx.next_pos();
+            tx.put_buf(&JOBS, at, bytes);
+            Ok(())
+        };
+        app.store.transact(unknown).await.unwrap();
+        put(app, vec![Job::LeaveAll { user_id: alice.user_id.clone(), from: 0 }]).await;
+        drain(app).await.unwrap();
+        assert_eq!(membership(&server, &alice, &room), MembershipState::Leave);
+    }
+
+    #[tokio::test]
+    async fn guests_who_cannot_leave_keep_nobody_busy() {
+        let mut config = crate::testing::config();
+        config.registration.guests = true;
+        let server = Server::new(config);
+        let alice = server.user("alice").await;
+        let open = json!({ "type": "m.room.guest_access", "content": { "guest_access": "can_join" } });
+        let body = json!({ "preset": "public_chat", "initial_state": [open] });
+        let made = alice.client.post("/_matrix/client/v3/createRoom", body).await.json();
+        let room_id = made["room_id"].as_str().unwrap();
+        let nr = crate::schema::room_nr(<&RoomId>::try_from(room_id).unwrap());
+        let mut stuck = store::Batch::new();
+        let mut free = String::new();
+        for _ in 0..=SLICE {
+            let guest = server.client.post("/_matrix/client/v3/register?kind=guest", json!({})).await.json();
+            let client = server.client.with_token(guest["access_token"].as_str().unwrap());
+            let joined = client.post(&format!("/_matrix/client/v3/join/{room_id}"), json!({})).await;
+            assert_eq!(joined.status, 200, "{:?}", joined.json());
+            if !free.is_empty() {
+                // A row that cannot be read: whatever is to be written on it fails.
+                let mut bytes = store::ValueBuf::default();
+                bytes.raw(&[250]);
+                stuck.put_buf(&MEMBERSHIPS, (guest["user_id"].as_str().unwrap(), nr), bytes);
+            } else {
+                free = guest["user_id"].as_str().unwrap().to_owned();
+            }
+        }
+        server.app.store.commit(stuck).unwrap().durable().await.unwrap();
+        let path = format!("/_matrix/client/v3/rooms/{room_id}/state/m.room.guest_access");
+        assert_eq!(alice.client.put(&path, json!({ "guest_access": "forbidden" })).await.status, 200);
+        assert_eq!(left(&server.app).len(), 1);
+        assert_eq!(round(&server.app).await.unwrap(), Next::Now);
+        assert_eq!(left(&server.app), [], "nothing is done again that cannot be done");
+        let read = server.app.store.snapshot();
+        let free = read.get(&MEMBERSHIPS, (free.as_str(), nr)).unwrap().unwrap();
+        assert_eq!(free.state, MembershipState::Leave);
     }
 }

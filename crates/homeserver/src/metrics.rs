@@ -19,6 +19,8 @@ pub struct Metrics {
     pub open_polls: Gauge<i64, AtomicI64>,
     /// Connections that are open right now.
     pub connections: Gauge<i64, AtomicI64>,
+    /// Background jobs that failed and are tried again later.
+    pub failed_jobs: Counter,
     resident: Gauge<i64, AtomicI64>,
     store: Family<StoreLabels, Gauge<i64, AtomicI64>>,
 }
@@ -58,14 +60,15 @@ impl Default for Metrics {
         let requests = Family::default();
         let latency = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
         let (open_polls, connections, resident) = (Gauge::default(), Gauge::default(), Gauge::default());
-        let store = Family::default();
+        let (store, failed_jobs) = (Family::default(), Counter::default());
         registry.register("http_requests", "Requests answered, by route and status", requests.clone());
         registry.register("http_request_seconds", "Time from the head of a request to its answer", latency.clone());
         registry.register("http_open_polls", "Long polls that wait right now", open_polls.clone());
         registry.register("http_connections", "Connections that are open right now", connections.clone());
+        registry.register("failed_jobs", "Background jobs that failed and are tried again later", failed_jobs.clone());
         registry.register("memory_resident_bytes", "Memory of the process that is in RAM", resident.clone());
         registry.register("store", "Figures of the store", store.clone());
-        Self { registry, requests, latency, open_polls, connections, resident, store }
+        Self { registry, requests, latency, open_polls, connections, failed_jobs, resident, store }
     }
 }
 

@@ -513,6 +513,8 @@ pub enum Job {
     PurgeHistory { task: String, room_id: String, after: u64, before: u64, local: bool },
     /// Redact what a user said in some rooms, the last of them first, and there before a position.
     RedactUser { task: String, user_id: String, reason: Option<String>, rooms: Vec<String>, before: u64, left: u64 },
+    /// A job that failed so many times, to be tried again at this time (milliseconds since the epoch).
+    Later { job: Box<Job>, attempts: u32, due_ts: u64 },
 }
 postcard_value!(Job, 1);
 

@@ -236,8 +236,8 @@ fn guests_may_join(room: &RoomTx<'_>) -> Result<bool> {
     Ok(access.is_some_and(|pdu| takes_guests(&pdu)))
 }
 
-/// The guests in a room that takes none, at most so many.
-pub fn unwanted_guests(app: &App, room_id: &RoomId, most: usize) -> Result<Vec<OwnedUserId>> {
+/// The guests in a room that takes none.
+pub fn unwanted_guests(app: &App, room_id: &RoomId) -> Result<Vec<OwnedUserId>> {
     let read = app.store.snapshot();
     let reader = RoomReader::new(&app.room_cache, &read);
     let Some((room, head)) = reader.head(room_id)? else { return Ok(Vec::new()) };
@@ -254,9 +254,6 @@ pub fn unwanted_guests(app: &App, room_id: &RoomId, most: usize) -> Result<Vec<O
         };
         if read.get(&schema::USERS, user_id.as_str())?.is_some_and(|user| user.guest) {
             guests.push(user_id);
-        }
-        if guests.len() == most {
-            break;
         }
     }
     Ok(guests)

@@ -356,8 +356,8 @@ pub async fn copy_bans(app: &App, from: &RoomId, to: &RoomId, by: &UserId, after
         let reason = content.get("reason").and_then(CanonicalJsonValue::as_str).map(str::to_owned);
         let wish = Wish { actor: by, reason, ..Wish::own(Act::Ban, &target) };
         match carry_out(app, to, wish).await {
-            // Whoever upgraded the room may have lost their power since.
-            Err(cause) if cause.status() != http::StatusCode::FORBIDDEN => return Err(cause),
+            // Whoever upgraded the room may have lost their power since, and a ban may be too large in another version.
+            Err(cause) if !cause.status().is_client_error() => return Err(cause),
             _ => {}
         }
     }
