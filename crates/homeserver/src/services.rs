@@ -35,7 +35,7 @@ pub struct Services {
     /// Signs events and requests of this server.
     pub signing_key: Ed25519KeyPair,
     /// What is worth keeping in memory of rooms.
-    pub room_cache: RoomCache,
+    pub room_cache: Arc<RoomCache>,
     /// Who changes a room takes turns with others who do.
     pub lanes: Lanes,
     pub media: Media,
@@ -91,7 +91,7 @@ impl App {
             metrics: Metrics::default(),
             shutdown,
             tasks: TaskTracker::new(),
-            room_cache: RoomCache::new(config.memory_budget.as_usize() as u64 / 8),
+            room_cache: RoomCache::follow(&store, config.memory_budget.as_usize() as u64 / 8),
             lanes: Lanes::default(),
             sync: Sync::new(&store, &rng, config.memory_budget.as_usize() as u64 / 16),
             store,

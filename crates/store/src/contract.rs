@@ -636,6 +636,8 @@ fn taps_see_every_commit_in_order<P: Place>() {
         for commit in commits {
             let rooms: Vec<_> = commit.topics.iter().filter_map(Topic::as_number).collect();
             let counters: Vec<_> = commit.writes_to(&COUNTERS).map(Result::unwrap).collect();
+            let keys: Vec<_> = commit.keys_in(&COUNTERS).map(Result::unwrap).collect();
+            assert_eq!(keys, counters.iter().map(|(key, _)| *key).collect::<Vec<_>>());
             fed.lock().push((commit.version, rooms, counters));
         }
     });

@@ -75,6 +75,16 @@ impl Published {
             .filter(move |row| row.0.key.first() == Some(&def.tag) && !def.chunked)
             .map(move |row| decode_row(&table, &row.0.key, row.0.value.clone()))
     }
+
+    /// The keys of the rows that it wrote to `table`, or deleted from it. Those of chunked tables are left out.
+    pub fn keys_in<K: Key, V: Value>(&self, table: &Table<K, V>) -> impl Iterator<Item = Result<K>> {
+        let table = *table;
+        let def = table.def();
+        self.rows
+            .iter()
+            .filter(move |row| row.0.key.first() == Some(&def.tag) && !def.chunked)
+            .map(move |row| table.decode_key(&row.0.key))
+    }
 }
 
 fn decode_row<K: Key, V: Value>(table: &Table<K, V>, key: &[u8], value: Option<Bytes>) -> Result<(K, Option<V>)> {

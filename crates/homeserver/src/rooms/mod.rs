@@ -27,7 +27,7 @@ pub mod write;
 
 use parking_lot::Mutex;
 use ruma::RoomId;
-use store::Committed;
+use store::{Committed, Read as _};
 
 use crate::App;
 use crate::error::{Error, Result};
@@ -71,7 +71,10 @@ pub async fn change<T: Send>(
             Ok(value)
         })
         .await;
-    // Whether the commit is durable or not is unknown after some errors: forgetting is always right.
-    redacted.into_iter().for_each(|at| app.room_cache.redacted(at));
+    if changed.is_err() {
+        // Others may have seen the events as redacted by a commit that is lost. What they saw had a version before this.
+        let version = app.store.latest().version().next();
+        redacted.into_iter().for_each(|at| app.room_cache.forget(at, version));
+    }
     changed
 }

@@ -12,18 +12,42 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use ruma::events::StateEventType;
 use ruma::{EventId, OwnedRoomId, RoomId};
-use store::{Pos, Read};
+use store::{Pos, Read, Store};
 
 use crate::error::{Error, Result};
 use crate::schema::{self, EventAt, Membership, RoomNr, room_nr};
 use crate::stored::{Head, StoredEvent};
 
+/// Keeps a cache of events from taking in what was read before one of them was rewritten: what a redaction took away must
+/// not come back through somebody who began to read before it.
+#[derive(Debug, Default)]
+pub struct Gate {
+    /// The version of the last commit that rewrote an event.
+    rewritten: Mutex<Pos>,
+}
+
+impl Gate {
+    /// A commit of this version rewrote an event, which `forget` takes out of the cache.
+    pub fn rewritten(&self, version: Pos, forget: impl FnOnce()) {
+        let mut rewritten = self.rewritten.lock();
+        *rewritten = (*rewritten).max(version);
+        forget();
+    }
+
+    /// Runs `keep`, which puts what was read at this version into the cache, unless an event was rewritten since.
+    pub fn keep(&self, version: Pos, keep: impl FnOnce()) {
+        let rewritten = self.rewritten.lock();
+        if version >= *rewritten {
+            keep();
+        }
+    }
+}
+
 /// What is worth keeping in memory of rooms. Its sizes are shares of the memory budget.
 pub struct RoomCache {
     nodes: Cache<NodeId, Arc<Node>, NodeWeight>,
     pdus: Cache<EventAt, Arc<Pdu>, PduWeight>,
-    /// Counts redactions: an event read before one is not cached after it.
-    redactions: Mutex<u64>,
+    gate: Gate,
 }
 
 #[derive(Clone)]
@@ -43,27 +67,30 @@ impl Weighter<EventAt, Arc<Pdu>> for PduWeight {
 }
 
 impl RoomCache {
-    /// Caches of about `bytes` in all.
-    pub fn new(bytes: u64) -> Self {
+    /// Caches of about `bytes` in all, which forget what commits of the store rewrite.
+    pub fn follow(store: &Store, bytes: u64) -> Arc<Self> {
         let half = bytes / 2;
-        RoomCache {
+        let cache = Arc::new(RoomCache {
             nodes: Cache::with_weighter((half / 640) as usize, half, NodeWeight),
             pdus: Cache::with_weighter((half / 1_536) as usize, half, PduWeight),
-            redactions: Mutex::new(0),
-        }
+            gate: Gate::default(),
+        });
+        let tapped = Arc::downgrade(&cache);
+        store.hub().tap(move |commits| {
+            let Some(cache) = tapped.upgrade() else { return };
+            for commit in commits {
+                let old = commit.keys_in(&schema::EVENTS).flatten().filter(|(_, at)| *at < commit.base);
+                old.for_each(|(room, at)| cache.forget(EventAt { room, at }, commit.version));
+            }
+        });
+        cache
     }
 
-    /// The event was redacted by a commit that is sequenced: forget how it was.
-    pub fn redacted(&self, at: EventAt) {
-        *self.redactions.lock() += 1;
-        self.pdus.remove(&at);
-    }
-
-    fn keep(&self, at: EventAt, pdu: &Arc<Pdu>, redactions: u64) {
-        let now = self.redactions.lock();
-        if *now == redactions {
-            self.pdus.insert(at, pdu.clone());
-        }
+    /// The event is not what it was, from this version on.
+    pub fn forget(&self, at: EventAt, version: Pos) {
+        self.gate.rewritten(version, || {
+            self.pdus.remove(&at);
+        });
     }
 }
 
@@ -127,10 +154,9 @@ impl<'a, R: Read> RoomReader<'a, R> {
         if let Some(pdu) = self.cache.pdus.get(&key) {
             return Ok(Some(pdu));
         }
-        let redactions = *self.cache.redactions.lock();
         let Some(stored) = self.event(room, at)? else { return Ok(None) };
         let pdu = Arc::new(parse_stored(&stored, head)?);
-        self.cache.keep(key, &pdu, redactions);
+        self.cache.gate.keep(self.read.version(), || self.cache.pdus.insert(key, pdu.clone()));
         Ok(Some(pdu))
     }
 

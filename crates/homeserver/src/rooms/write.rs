@@ -181,7 +181,7 @@ impl<'a> RoomTx<'a> {
     }
 
     /// Writes the head. Nothing of the room may be changed after this. Returns the events that were redacted, for
-    /// [`RoomCache::redacted`](super::read::RoomCache::redacted) once this is committed.
+    /// [`RoomCache::forget`](super::read::RoomCache::forget) if this cannot be committed.
     #[must_use]
     pub fn finish(self) -> Vec<EventAt> {
         self.tx.put(&schema::HEADS, self.nr, &self.head);

@@ -7,7 +7,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use hashbrown::HashMap;
 use parking_lot::RwLock;
@@ -17,7 +16,7 @@ use smallvec::SmallVec;
 use store::{Pos, Published, Read, Store};
 
 use crate::error::Result;
-use crate::rooms::read::RoomReader;
+use crate::rooms::read::{Gate, RoomReader};
 use crate::schema::{self, EventAt, RoomNr};
 use crate::stored::StoredEvent;
 
@@ -31,8 +30,7 @@ pub struct Recent {
     log: RwLock<Log>,
     max_bytes: usize,
     events: Cache<EventAt, StoredEvent, EventWeight>,
-    /// Counts events that were rewritten: one that was read before is not kept after it.
-    rewritten: AtomicU64,
+    gate: Gate,
 }
 
 #[derive(Clone)]
@@ -77,8 +75,7 @@ impl Recent {
     /// Remembers commits of the store from now on, in about `max_bytes`, and keeps a cache of the same size.
     pub fn follow(store: &Store, max_bytes: usize) -> Arc<Self> {
         let cache = Cache::with_weighter(max_bytes / 1024, max_bytes as u64, EventWeight);
-        let recent =
-            Arc::new(Recent { log: RwLock::default(), max_bytes, events: cache, rewritten: AtomicU64::new(0) });
+        let recent = Arc::new(Recent { log: RwLock::default(), max_bytes, events: cache, gate: Gate::default() });
         let tapped = Arc::downgrade(&recent);
         store.hub().tap(move |commits| {
             if let Some(recent) = tapped.upgrade() {
@@ -109,7 +106,7 @@ impl Recent {
             commit.writes_to(&schema::EVENTS).flatten().map(|((room, at), event)| (room, at, event))
         {
             if at < commit.base {
-                self.rewrite(log, room, at, event);
+                self.rewrite(log, commit.version, (room, at), event);
                 continue;
             }
             let Some(event) = event else { continue };
@@ -128,9 +125,10 @@ impl Recent {
     }
 
     /// An event was redacted: everywhere it now is what is left of it.
-    fn rewrite(&self, log: &mut Log, room: RoomNr, at: Pos, event: Option<StoredEvent>) {
-        self.rewritten.fetch_add(1, Ordering::SeqCst);
-        self.events.remove(&EventAt { room, at });
+    fn rewrite(&self, log: &mut Log, version: Pos, (room, at): (RoomNr, Pos), event: Option<StoredEvent>) {
+        self.gate.rewritten(version, || {
+            self.events.remove(&EventAt { room, at });
+        });
         let known = log.rooms.get_mut(&room).and_then(|events| events.iter_mut().find(|(known, _)| *known == at));
         if let (Some((_, known)), Some(event)) = (known, event) {
             *known = event;
@@ -194,7 +192,6 @@ impl Recent {
         room: RoomNr,
         positions: &[Pos],
     ) -> Result<Vec<(Pos, StoredEvent)>> {
-        let rewritten = self.rewritten.load(Ordering::SeqCst);
         let mut events: Vec<(Pos, Option<StoredEvent>)> =
             positions.iter().map(|&at| (at, self.events.get(&EventAt { room, at }))).collect();
         let missing: Vec<Pos> = events.iter().filter(|(_, event)| event.is_none()).map(|(at, _)| *at).collect();
@@ -203,9 +200,8 @@ impl Recent {
             for (at, event) in events.iter_mut().filter(|(_, event)| event.is_none()) {
                 *event = read.next_if(|(found, _)| found == at).map(|(_, event)| event);
                 let Some(event) = event else { continue };
-                if self.rewritten.load(Ordering::SeqCst) == rewritten {
-                    self.events.insert(EventAt { room, at: *at }, event.clone());
-                }
+                let keep = || self.events.insert(EventAt { room, at: *at }, event.clone());
+                self.gate.keep(rooms.read.version(), keep);
             }
         }
         Ok(events.into_iter().filter_map(|(at, event)| Some((at, event?))).collect())
