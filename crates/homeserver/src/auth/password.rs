@@ -9,12 +9,16 @@ use std::time::Duration;
 
 use argon2::password_hash::{PasswordHash, PasswordHasher as _, PasswordVerifier as _, SaltString};
 use argon2::{Algorithm, Argon2, Params, Version};
+use ruma::{OwnedUserId, UserId};
+use store::Read;
 use tokio::sync::{OnceCell, Semaphore};
 
+use crate::App;
 use crate::blocking;
 use crate::config::Config;
 use crate::error::{Error, ErrorCode, Result};
 use crate::rng::Rng;
+use crate::schema::USERS;
 
 pub struct Passwords {
     argon2: Argon2<'static>,
@@ -92,6 +96,40 @@ impl Passwords {
     }
 }
 
+/// That a password was right when it was checked. Checking takes long, so what it allows asks again, in its transaction,
+/// whether it still is: whoever sets a new one meanwhile shuts out who shows the old one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    user_id: OwnedUserId,
+    hash: String,
+}
+
+impl Proof {
+    pub fn user_id(&self) -> &OwnedUserId {
+        &self.user_id
+    }
+
+    /// An error if the account has another password by now.
+    pub fn holds(&self, read: &impl Read) -> Result<()> {
+        let user = read.get(&USERS, self.user_id.as_str())?;
+        if user.is_some_and(|user| user.password_hash.as_ref() == Some(&self.hash)) { Ok(()) } else { Err(wrong()) }
+    }
+}
+
+/// Checks the password of a user, who need not exist: nobody sees that in the time it takes.
+pub async fn prove(app: &App, user_id: Option<&UserId>, password: &str) -> Result<Option<Proof>> {
+    let user = user_id.map(|user_id| app.store.snapshot().get(&USERS, user_id.as_str())).transpose()?.flatten();
+    let hash = user.and_then(|user| user.password_hash);
+    let fits = app.auth.passwords.verify(hash.as_deref(), password).await?;
+    let known = user_id.map(ToOwned::to_owned).zip(hash).filter(|_| fits);
+    Ok(known.map(|(user_id, hash)| Proof { user_id, hash }))
+}
+
+/// What is said whether the name or the password is wrong.
+pub fn wrong() -> Error {
+    Error::forbidden("Wrong user name or password")
+}
+
 fn hash(argon2: &Argon2<'_>, rng: &Rng, password: &str) -> Result<String> {
     let salt = SaltString::encode_b64(&rng.bytes::<16>()).map_err(Error::internal)?;
     Ok(argon2.hash_password(password.as_bytes(), &salt).map_err(Error::internal)?.to_string())
@@ -128,8 +166,14 @@ impl Drop for Waiting<'_> {
 
 #[cfg(test)]
 mod tests {
+    use http::Method;
+    use serde_json::json;
+
     use super::*;
     use crate::config::Size;
+    use crate::http::Body;
+    use crate::testing::{PASSWORD, Server};
+    use crate::users::accounts;
 
     fn passwords() -> Passwords {
         let mut config = Config::new(ruma::owned_server_name!("hs.test"));
@@ -165,5 +209,50 @@ mod tests {
         let refused = passwords.hash("correct horse").await.unwrap_err();
         assert_eq!(refused.body()["errcode"], "M_LIMIT_EXCEEDED");
         assert_eq!(passwords.waiting.load(Ordering::Relaxed), MAX_WAITING);
+    }
+
+    #[tokio::test]
+    async fn pitfall_012_an_old_password_is_worth_nothing_once_there_is_a_new_one() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        // The decoy is made, so that who checks a password does nothing else first.
+        server.log_in("alice").await;
+        let (app, user_id) = (&server.app, UserId::parse(&alice.user_id).unwrap());
+        let passwords = &app.auth.passwords;
+        let new = passwords.hash("battery staple").await.unwrap();
+        let busy = Arc::clone(&passwords.permits).acquire_many_owned(passwords.permits.available_permits() as u32);
+        let busy = busy.await.unwrap();
+        let thief = async {
+            let post = |path: &str, body: serde_json::Value| {
+                let path = format!("/_matrix/client/v3/{path}");
+                let client = alice.client.clone();
+                async move { client.post(&path, body).await.status.as_u16() }
+            };
+            let mine = json!({ "new_password": "thief's own", "logout_devices": false, "auth": alice.auth() });
+            let key = json!({ "auth": alice.auth() });
+            tokio::join!(
+                async { server.try_log_in("alice", PASSWORD, json!({})).await.status.as_u16() },
+                post("account/password", mine),
+                post("account/deactivate", key.clone()),
+                async {
+                    let path = format!("/_matrix/client/v3/devices/{}", alice.device_id);
+                    let key = Body::from(key.to_string());
+                    alice.client.send(Method::DELETE, &path, key).await.status.as_u16()
+                },
+                post("delete_devices", json!({ "devices": [alice.device_id], "auth": alice.auth() })),
+            )
+        };
+        let owner = async {
+            // All of them have read which password is the right one.
+            while passwords.waiting.load(Ordering::Relaxed) < 5 {
+                tokio::task::yield_now().await;
+            }
+            let set = |tx: &mut store::Tx| accounts::set_password(tx, &user_id, &new, false, None);
+            app.store.transact(set).await.unwrap();
+            drop(busy);
+        };
+        let (thief, ()) = tokio::join!(thief, owner);
+        assert_eq!(thief, (403, 403, 403, 403, 403));
+        assert_eq!(server.try_log_in("alice", "battery staple", json!({})).await.status, 200);
     }
 }

@@ -10,13 +10,14 @@ use ring::digest::{SHA256, digest};
 use ruma::UserId;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use store::Read as _;
+use store::Read;
 
 use crate::App;
+use crate::auth::password::{self, Proof};
 use crate::auth::{Requester, oauth};
 use crate::error::{Error, Result};
 use crate::limits::{Class, Owner};
-use crate::schema::{REGISTRATION_TOKENS, RegistrationToken, USERS};
+use crate::schema::{REGISTRATION_TOKENS, RegistrationToken};
 
 /// One thing to prove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,15 @@ pub struct Challenge<'a> {
 pub struct Passed {
     /// Valid when it was shown. Who makes the account counts its use.
     pub registration_token: Option<String>,
+    /// Of the password that was shown.
+    password: Option<Proof>,
+}
+
+impl Passed {
+    /// An error if what was proven is not so any more. To be asked in the transaction that does what was asked for.
+    pub fn holds(&self, read: &impl Read) -> Result<()> {
+        self.password.as_ref().map_or(Ok(()), |password| password.holds(read))
+    }
 }
 
 #[derive(Default)]
@@ -92,9 +102,9 @@ const MAX_SESSIONS: usize = 4_096;
 
 /// Lets a request pass that proves who its sender is by their password. An application service has proved that by its
 /// token, and its users have no passwords.
-pub async fn check_password(app: &App, requester: &Requester, operation: String, body: &[u8]) -> Result<()> {
+pub async fn check_password(app: &App, requester: &Requester, operation: String, body: &[u8]) -> Result<Passed> {
     if requester.appservice.is_some() {
-        return Ok(());
+        return Ok(Passed::default());
     }
     // A client of OAuth never sees a password: its users do such things on the pages of this server.
     if is_by_oauth(app, requester)? {
@@ -102,21 +112,21 @@ pub async fn check_password(app: &App, requester: &Requester, operation: String,
     }
     let flows = &[&[Stage::Password][..]];
     let user_id = Some(&*requester.user_id);
-    check(app, &Challenge { operation, user_id, flows, body, bound: true }).await.map(|_| ())
+    check(app, &Challenge { operation, user_id, flows, body, bound: true }).await
 }
 
 /// Lets a request pass that replaces its sender's cross-signing keys. Who logged in by OAuth has to approve of it on a page
 /// of this server; after that some clients come back with the session, some with nothing.
-pub async fn check_reset(app: &App, requester: &Requester, operation: String, body: &[u8]) -> Result<()> {
+pub async fn check_reset(app: &App, requester: &Requester, operation: String, body: &[u8]) -> Result<Passed> {
     if !is_by_oauth(app, requester)? {
         return check_password(app, requester, operation, body).await;
     }
     if app.auth.oauth.resets.is_approved(app, &requester.user_id) {
-        return Ok(());
+        return Ok(Passed::default());
     }
     let flows = &[&[Stage::Oauth][..], &[Stage::OauthReset][..]];
     let user_id = Some(&*requester.user_id);
-    check(app, &Challenge { operation, user_id, flows, body, bound: true }).await.map(|_| ())
+    check(app, &Challenge { operation, user_id, flows, body, bound: true }).await
 }
 
 /// Whether a requester logged in by OAuth: such clients see no passwords, so that they cannot prove anything by one.
@@ -220,7 +230,7 @@ impl Challenge<'_> {
             Stage::Dummy => {}
             // Once it was approved, nobody is asked.
             Stage::Oauth | Stage::OauthReset => return Err(Error::forbidden("This was not approved yet")),
-            Stage::Password => self.password(app, attempt).await?,
+            Stage::Password => session.passed.password = Some(self.password(app, attempt).await?),
             Stage::RegistrationToken => {
                 let token = attempt.token.as_deref().ok_or_else(|| Error::missing_param("token is missing"))?;
                 if !registration_token_is_valid(app, token)? {
@@ -233,7 +243,7 @@ impl Challenge<'_> {
         Ok(())
     }
 
-    async fn password(&self, app: &App, attempt: &Attempt) -> Result<()> {
+    async fn password(&self, app: &App, attempt: &Attempt) -> Result<Proof> {
         let user_id = self.user_id.ok_or_else(|| Error::internal("a password stage without a user"))?;
         let password = attempt.password.as_deref().ok_or_else(|| Error::missing_param("password is missing"))?;
         let named = attempt.identifier.as_ref().and_then(|identifier| identifier.user.as_deref());
@@ -245,10 +255,9 @@ impl Challenge<'_> {
         app.limits.check(Class::Login, Owner::Name(user_id.as_str()))?;
         let now = app.clock.now_ms();
         app.auth.lockout.check(user_id.as_str(), now)?;
-        let hash = app.store.snapshot().get(&USERS, user_id.as_str())?.and_then(|user| user.password_hash);
-        let fits = app.auth.passwords.verify(hash.as_deref(), password).await?;
-        app.auth.lockout.note(user_id.as_str(), fits, now);
-        if fits { Ok(()) } else { Err(Error::forbidden("Wrong password")) }
+        let proof = password::prove(app, Some(user_id), password).await?;
+        app.auth.lockout.note(user_id.as_str(), proof.is_some(), now);
+        proof.ok_or_else(|| Error::forbidden("Wrong password"))
     }
 }
 

@@ -23,19 +23,26 @@ async fn set_password(ctx: Ctx<change_password::v3::Request>) -> Result<change_p
     // Without a token it would take a mail address to prove who one is.
     let requester = ctx.requester.as_ref().ok_or_else(Error::missing_token)?;
     app.auth.passwords.acceptable(&ctx.request.new_password)?;
-    uia::check_password(app, requester, "account/password".to_owned(), &ctx.body).await?;
+    let passed = uia::check_password(app, requester, "account/password".to_owned(), &ctx.body).await?;
     let hash = app.auth.passwords.hash(&ctx.request.new_password).await?;
     let keep = requester.device_id.as_ref().map(|device_id| device_id.as_str());
     let log_out = ctx.request.logout_devices;
-    app.store.transact(|tx| accounts::set_password(tx, &requester.user_id, &hash, log_out, keep)).await?;
+    let set = |tx: &mut Tx| {
+        passed.holds(tx)?;
+        accounts::set_password(tx, &requester.user_id, &hash, log_out, keep)
+    };
+    app.store.transact(set).await?;
     Ok(change_password::v3::Response::new())
 }
 
 async fn close(ctx: Ctx<deactivate::v3::Request>) -> Result<deactivate::v3::Response> {
     let app = &ctx.app;
     let requester = ctx.requester.as_ref().ok_or_else(Error::missing_token)?;
-    uia::check_password(app, requester, "account/deactivate".to_owned(), &ctx.body).await?;
-    let close = |tx: &mut Tx| accounts::close(tx, &requester.user_id, ctx.request.erase);
+    let passed = uia::check_password(app, requester, "account/deactivate".to_owned(), &ctx.body).await?;
+    let close = |tx: &mut Tx| {
+        passed.holds(tx)?;
+        accounts::close(tx, &requester.user_id, ctx.request.erase)
+    };
     app.store.transact(close).await?;
     Ok(deactivate::v3::Response::new(ThirdPartyIdRemovalStatus::NoSupport))
 }

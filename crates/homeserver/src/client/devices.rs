@@ -57,15 +57,20 @@ async fn update(ctx: Ctx<update_device::v3::Request>) -> Result<Response> {
 async fn delete(ctx: Ctx<delete_device::v3::Request>) -> Result<delete_device::v3::Response> {
     let (user_id, device_id) = (ctx.requester.user_id.as_str(), ctx.request.device_id.as_str());
     let operation = format!("devices/{device_id}");
-    uia::check_password(&ctx.app, &ctx.requester, operation, &ctx.body).await?;
-    ctx.app.store.transact(|tx| devices::delete(tx, user_id, device_id)).await?;
+    let passed = uia::check_password(&ctx.app, &ctx.requester, operation, &ctx.body).await?;
+    let delete = |tx: &mut Tx| {
+        passed.holds(tx)?;
+        devices::delete(tx, user_id, device_id)
+    };
+    ctx.app.store.transact(delete).await?;
     Ok(delete_device::v3::Response::new())
 }
 
 async fn delete_some(ctx: Ctx<delete_devices::v3::Request>) -> Result<delete_devices::v3::Response> {
     let user_id = ctx.requester.user_id.as_str();
-    uia::check_password(&ctx.app, &ctx.requester, "delete_devices".to_owned(), &ctx.body).await?;
+    let passed = uia::check_password(&ctx.app, &ctx.requester, "delete_devices".to_owned(), &ctx.body).await?;
     let delete = |tx: &mut Tx| -> Result<()> {
+        passed.holds(tx)?;
         let mut device_ids = ctx.request.devices.iter();
         device_ids.try_for_each(|device_id| devices::delete(tx, user_id, device_id.as_str()))
     };

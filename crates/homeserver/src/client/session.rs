@@ -11,6 +11,7 @@ use store::Tx;
 
 use super::register::service_of;
 use crate::App;
+use crate::auth::password::{self, Proof};
 use crate::auth::tokens::{self, Grant};
 use crate::auth::uia::{self, UserIdentifier};
 use crate::auth::{Access, Credentials, Requester, devices};
@@ -66,9 +67,13 @@ async fn login(mut ctx: RawCtx) -> Result<Response> {
     let app = &ctx.app;
     let (user_id, grant, device_id) = match login.kind.as_str() {
         "m.login.password" => {
-            let user_id = by_password(app, &login).await?;
-            let opened = app.store.transact(|tx| open(app, tx, &user_id, &login)).await?.value;
-            (user_id, opened.0, opened.1)
+            let proof = by_password(app, &login).await?;
+            let open = |tx: &mut Tx| {
+                proof.holds(tx)?;
+                open(app, tx, proof.user_id(), &login)
+            };
+            let opened = app.store.transact(open).await?.value;
+            (proof.user_id().clone(), opened.0, opened.1)
         }
         "m.login.token" => by_token(app, &login).await?,
         "m.login.application_service" => {
@@ -92,7 +97,7 @@ async fn login(mut ctx: RawCtx) -> Result<Response> {
 }
 
 /// The user whose password this is. Whether the name or the password is wrong nobody learns, nor sees in the time.
-async fn by_password(app: &App, login: &Login) -> Result<OwnedUserId> {
+async fn by_password(app: &App, login: &Login) -> Result<Proof> {
     if let Some(identifier) = &login.identifier
         && identifier.kind != "m.id.user"
     {
@@ -104,22 +109,17 @@ async fn by_password(app: &App, login: &Login) -> Result<OwnedUserId> {
     whose_password(app, named, password).await
 }
 
-/// The user of this name, if the password is theirs.
-pub(super) async fn whose_password(app: &App, named: &str, password: &str) -> Result<OwnedUserId> {
+/// That the password is that of the user of this name.
+pub(super) async fn whose_password(app: &App, named: &str, password: &str) -> Result<Proof> {
     let named = named.to_ascii_lowercase();
     let user_id = accounts::local_user(&app.server_name, &named);
     let name = user_id.as_ref().map_or(&*named, |user_id| user_id.as_str());
     app.limits.check(Class::Login, Owner::Name(name))?;
     let now = app.clock.now_ms();
     app.auth.lockout.check(name, now)?;
-    let user = user_id.as_ref().map(|user_id| accounts::find(app, user_id)).transpose()?.flatten();
-    let hash = user.as_ref().and_then(|user| user.password_hash.as_deref());
-    let fits = app.auth.passwords.verify(hash, password).await?;
-    app.auth.lockout.note(name, fits, now);
-    match user_id {
-        Some(user_id) if fits => Ok(user_id),
-        _ => Err(Error::forbidden("Wrong user name or password")),
-    }
+    let proof = password::prove(app, user_id.as_deref(), password).await?;
+    app.auth.lockout.note(name, proof.is_some(), now);
+    proof.ok_or_else(password::wrong)
 }
 
 /// The user whom an application service logs in: one of its own.
@@ -173,8 +173,11 @@ pub(crate) fn add_refresh(answer: &mut Value, grant: &Grant) {
 
 async fn login_token(ctx: Ctx<get_login_token::v1::Request>) -> Result<get_login_token::v1::Response> {
     let (app, requester) = (&ctx.app, &ctx.requester);
-    uia::check_password(app, requester, "login/get_token".to_owned(), &ctx.body).await?;
-    let issue = |tx: &mut Tx| tokens::issue_login(app, tx, requester.user_id.as_str());
+    let passed = uia::check_password(app, requester, "login/get_token".to_owned(), &ctx.body).await?;
+    let issue = |tx: &mut Tx| {
+        passed.holds(tx)?;
+        tokens::issue_login(app, tx, requester.user_id.as_str())
+    };
     let login_token = app.store.transact(issue).await?.value;
     let expires_in: Duration = app.config.auth.login_token_lifetime.get();
     Ok(get_login_token::v1::Response::new(expires_in, login_token))

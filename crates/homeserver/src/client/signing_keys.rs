@@ -3,6 +3,7 @@
 use http::{Method, StatusCode};
 use ruma::api::client::keys::upload_signing_keys::v3 as upload_keys;
 use serde_json::json;
+use store::Tx;
 
 use crate::auth::{Access, uia};
 use crate::e2ee::cross_signing::{self, Outcome, SignedKeys, SigningKey, Usage};
@@ -28,8 +29,12 @@ async fn upload(ctx: Ctx<upload_keys::Request>) -> Result<upload_keys::Response>
     let outcome = store.transact(|tx| cross_signing::upload(tx, user_id, &keys, proven)).await?.value;
     if outcome == Outcome::ProveYourself {
         let operation = "keys/device_signing/upload".to_owned();
-        uia::check_reset(&ctx.app, &ctx.requester, operation, &ctx.body).await?;
-        store.transact(|tx| cross_signing::upload(tx, user_id, &keys, true)).await?;
+        let passed = uia::check_reset(&ctx.app, &ctx.requester, operation, &ctx.body).await?;
+        let replace = |tx: &mut Tx| {
+            passed.holds(tx)?;
+            cross_signing::upload(tx, user_id, &keys, true)
+        };
+        store.transact(replace).await?;
         ctx.app.auth.oauth.resets.done(&ctx.app, &ctx.requester.user_id);
     }
     Ok(upload_keys::Response::new())

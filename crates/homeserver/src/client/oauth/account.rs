@@ -13,6 +13,7 @@ use super::page::{self, Browser, Text, form, hidden, shown};
 use crate::App;
 use crate::auth::devices;
 use crate::auth::oauth::{Failure, clients};
+use crate::auth::password::Proof;
 use crate::client::session;
 use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response};
@@ -194,8 +195,8 @@ async fn log_out_device(app: &App, user_id: &OwnedUserId, device_id: &str) -> Re
 }
 
 /// That the user has not only left the browser open.
-async fn check_password(app: &App, user_id: &OwnedUserId, fields: &Fields) -> Result<()> {
-    session::whose_password(app, user_id.as_str(), fields.text("password")).await.map(|_| ())
+async fn check_password(app: &App, user_id: &OwnedUserId, fields: &Fields) -> Result<Proof> {
+    session::whose_password(app, user_id.as_str(), fields.text("password")).await
 }
 
 async fn set_password(app: &App, user_id: &OwnedUserId, fields: &Fields) -> Result<&'static str> {
@@ -204,22 +205,30 @@ async fn set_password(app: &App, user_id: &OwnedUserId, fields: &Fields) -> Resu
         return Err(Error::invalid_param("The new passwords differ."));
     }
     app.auth.passwords.acceptable(new)?;
-    check_password(app, user_id, fields).await?;
+    let proof = check_password(app, user_id, fields).await?;
     let hash = app.auth.passwords.hash(new).await?;
     let log_out = fields.get("others").is_some();
-    app.store.transact(|tx| accounts::set_password(tx, user_id, &hash, log_out, None)).await?;
+    let set = |tx: &mut Tx| {
+        proof.holds(tx)?;
+        accounts::set_password(tx, user_id, &hash, log_out, None)
+    };
+    app.store.transact(set).await?;
     Ok("The password is changed. Log in with it to go on here.")
 }
 
 async fn close(app: &App, user_id: &OwnedUserId, fields: &Fields) -> Result<&'static str> {
-    check_password(app, user_id, fields).await?;
+    let proof = check_password(app, user_id, fields).await?;
     let erase = fields.get("erase").is_some();
-    app.store.transact(|tx: &mut Tx| accounts::close(tx, user_id, erase)).await?;
+    let close = |tx: &mut Tx| {
+        proof.holds(tx)?;
+        accounts::close(tx, user_id, erase)
+    };
+    app.store.transact(close).await?;
     Ok("The account is closed.")
 }
 
 async fn allow_reset(app: &App, user_id: &OwnedUserId, fields: &Fields) -> Result<&'static str> {
-    check_password(app, user_id, fields).await?;
+    check_password(app, user_id, fields).await?.holds(&app.store.snapshot())?;
     app.auth.oauth.resets.approve(app, user_id.clone());
     Ok("The reset is allowed for ten minutes. Go back to the app to finish it.")
 }

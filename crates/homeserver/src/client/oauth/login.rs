@@ -1,6 +1,7 @@
 //! Who sits in front of the browser: logging in, opening an account, logging out.
 
 use http::StatusCode;
+use store::Read as _;
 
 use super::authorize;
 use super::fields::Fields;
@@ -12,6 +13,7 @@ use crate::client::session;
 use crate::config::RegistrationMode;
 use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response};
+use crate::schema::USERS;
 use crate::users::accounts::{self, NewAccount};
 
 const LOGIN: &str = "/oauth2/login";
@@ -82,8 +84,11 @@ pub(super) async fn log_in(mut ctx: RawCtx) -> Result<Response> {
 
 /// Logs a browser in; the secret for its cookie.
 async fn enter(app: &App, name: &str, password: &str) -> Result<String> {
-    let user_id = session::whose_password(app, name, password).await?;
-    let user = accounts::find(app, &user_id)?.filter(|user| !user.deactivated);
+    let proof = session::whose_password(app, name, password).await?;
+    // Of one moment: the login lasts as long as this password.
+    let (read, user_id) = (app.store.snapshot(), proof.user_id().clone());
+    proof.holds(&read)?;
+    let user = read.get(&USERS, user_id.as_str())?.filter(|user| !user.deactivated);
     let user = user.ok_or_else(|| Error::forbidden("Wrong user name or password"))?;
     if user.locked {
         return Err(Error::user_locked());
