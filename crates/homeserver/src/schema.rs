@@ -208,6 +208,15 @@ pub const BLOCKED_ROOMS: Table<String, Block> = Table::new(
     "a room that nobody may join, by room ID; it need not be known here",
 );
 
+/// Written by `rooms::write` together with [`RELATIONS`], and gone when the annotation is redacted.
+pub const ANNOTATIONS: Table<(RoomNr, String, [u8; 16]), Pos> = Table::new(
+    0x7e,
+    "annotations",
+    Hint::Lookup,
+    None,
+    "where an annotation lies, by room, parent ID, and hash of sender, type and key",
+);
+
 // ---- media -------------------------------------------------------------------------------------------------------
 
 pub const MEDIA: Table<String, Media> = Table::new(
@@ -478,6 +487,7 @@ pub fn tables() -> Vec<TableDef> {
         OAUTH_SESSIONS.def(),
         SERVICE_TXNS.def(),
         NETWORK_ROOMS.def(),
+        ANNOTATIONS.def(),
     ]
 }
 
@@ -736,6 +746,8 @@ pub struct Membership {
     pub event: Pos,
     /// Where the user last joined (a change of profile does not count), if they ever did.
     pub joined: Option<Pos>,
+    /// Where the user stopped being joined, if they did since.
+    pub left: Option<Pos>,
     /// Whether the user was ever joined before the present membership, and may still read that part.
     pub was_joined: bool,
     /// The user no longer wants to see the room.
@@ -744,15 +756,19 @@ pub struct Membership {
 
 impl Value for Membership {
     fn encode(&self, out: &mut ValueBuf) {
-        out.u8(1);
+        out.u8(2);
         out.u8(self.state as u8);
         out.pos(self.event);
         out.pos(self.joined.unwrap_or(Pos::ZERO));
         out.u8(u8::from(self.was_joined) | u8::from(self.forgotten) << 1);
+        out.pos(self.left.unwrap_or(Pos::ZERO));
     }
     fn decode(raw: Raw<'_>) -> Result<Self, Corrupt> {
         let mut r = raw.reader();
-        format_one(r.u8()?)?;
+        let format = r.u8()?;
+        if !matches!(format, 1 | 2) {
+            return Err(Corrupt::new("a membership of an unknown format"));
+        }
         let state = match r.u8()? {
             1 => MembershipState::Join,
             2 => MembershipState::Invite,
@@ -764,8 +780,9 @@ impl Value for Membership {
         let event = r.pos()?;
         let joined = Some(r.pos()?).filter(|at| *at != Pos::ZERO);
         let bits = r.u8()?;
+        let left = if format == 1 { None } else { Some(r.pos()?).filter(|at| *at != Pos::ZERO) };
         r.end()?;
-        Ok(Membership { state, event, joined, was_joined: bits & 1 != 0, forgotten: bits & 2 != 0 })
+        Ok(Membership { state, event, joined, left, was_joined: bits & 1 != 0, forgotten: bits & 2 != 0 })
     }
 }
 
@@ -1223,6 +1240,23 @@ mod tests {
         let mut new = ValueBuf::default();
         Txn::new("$y", 1_700_000_000_000).encode(&mut new);
         insta::assert_snapshot!(format!("{:02x?}", new.as_bytes()), @"[02, 02, 24, 79, db, 99, 01]");
+    }
+
+    #[test]
+    fn memberships_of_the_first_format_are_read() {
+        let new = Membership {
+            state: MembershipState::Leave,
+            event: Pos(9),
+            joined: Some(Pos(3)),
+            left: Some(Pos(7)),
+            was_joined: true,
+            forgotten: false,
+        };
+        let mut bytes = ValueBuf::default();
+        new.encode(&mut bytes);
+        assert_eq!(Membership::decode(Raw::Borrowed(bytes.as_bytes())).unwrap(), new);
+        let old = [&[1][..], &bytes.as_bytes()[1..19]].concat();
+        assert_eq!(Membership::decode(Raw::Borrowed(&old)).unwrap(), Membership { left: None, ..new });
     }
 
     #[test]

@@ -112,7 +112,7 @@ fn read_context(ctx: &RawCtx, looking: &Looking) -> Result<Response> {
     let (at, event) = find(reader, &reach, &eyes, &event_id)?;
 
     let ignored = looking.ignored(&read)?;
-    let takes = |event: &StoredEvent| filter.takes(reader, &reach, &ignored, event);
+    let takes = |event: &StoredEvent| filter.takes(reader, &reach, (&eyes, &ignored), event);
     let around = |direction, from: Pos, limit| {
         let wanted = Wanted { direction, from: Some(from), to: None, limit, takes: &takes };
         pages::read(reader, &reach, &eyes, &wanted)

@@ -16,7 +16,7 @@ use crate::rooms::pages::{self, Wanted};
 use crate::rooms::read::RoomReader;
 use crate::rooms::relations::Gatherer;
 use crate::rooms::shown::{Shown, Style, string};
-use crate::rooms::visibility::{Ignored, Reach};
+use crate::rooms::visibility::{Eyes, Ignored, Reach};
 use crate::stored::StoredEvent;
 use crate::sync::filter::Events;
 use crate::sync::token;
@@ -129,7 +129,7 @@ fn read_messages(ctx: &RawCtx, looking: Looking) -> Result<Response> {
     let eyes = reach.eyes(reader, looking.user_id())?;
     let ignored = looking.ignored(&read)?;
 
-    let takes = |event: &StoredEvent| filter.takes(reader, &reach, &ignored, event);
+    let takes = |event: &StoredEvent| filter.takes(reader, &reach, (&eyes, &ignored), event);
     let limit = query.limit.unwrap_or(DEFAULT_LIMIT).min(filter.events.limit.unwrap_or(MAX_LIMIT)).clamp(1, MAX_LIMIT);
     let wanted = Wanted { direction: query.dir.into(), from, to, limit, takes: &takes };
     let page = if filter.events.rooms.take(room_id.as_str()) {
@@ -224,10 +224,12 @@ impl Filter {
         &self,
         reader: RoomReader<'_, R>,
         reach: &Reach,
-        ignored: &Ignored,
+        (eyes, ignored): (&Eyes<'_, R>, &Ignored),
         event: &StoredEvent,
     ) -> Result<bool> {
-        Ok(self.events.take(event) && !ignored.hides(event) && self.events.related.take(reader, reach.room, event)?)
+        let fits = self.events.take(event) && !ignored.hides(event);
+        let sees = |at, looks: &mut usize| eyes.see_at(at, looks);
+        Ok(fits && self.events.related.take(reader, reach.room, (&sees, ignored), event)?)
     }
 
     pub(super) fn parse(json: Option<&str>) -> Result<Self> {

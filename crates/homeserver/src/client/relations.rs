@@ -87,3 +87,116 @@ async fn relations(ctx: RawCtx) -> Result<Response> {
     out.push(b'}');
     Ok(json_response(StatusCode::OK, out))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use store::{Batch, Pos, Read as _, ValueBuf};
+
+    use crate::client::testing::*;
+    use crate::schema::{EVENT_IDS, EVENTS, RELATIONS, Relation};
+    use crate::testing::{Server, User};
+
+    fn relate(rel_type: &str, to: &str, body: &str) -> Value {
+        json!({"body": body, "m.new_content": {"body": body}, "m.relates_to": {"rel_type": rel_type, "event_id": to}})
+    }
+
+    impl Room<'_> {
+        async fn bundle(&self, event_id: &str) -> Value {
+            ok(&self.event(event_id).await)["unsigned"]["m.relations"].clone()
+        }
+    }
+
+    #[tokio::test]
+    async fn pitfall_050_only_the_newest_edits_are_read() {
+        let server = Server::default();
+        let [alice] = users(&server).await;
+        let room = public_room(&alice).await;
+        let root = room.say("root").await;
+        let old = room.send("m.room.message", relate("m.replace", &root, "old")).await;
+        server.app.clock.advance(std::time::Duration::from_millis(5));
+        room.send("m.room.message", relate("m.replace", &root, "newer")).await;
+        server.app.clock.advance(std::time::Duration::from_millis(5));
+        let newest = room.send("m.room.message", relate("m.replace", &root, "newest")).await;
+        // Whoever reads the oldest fails.
+        let store = &server.app.store;
+        let at = store.snapshot().get(&EVENT_IDS, &old).unwrap().unwrap();
+        let (mut batch, mut junk) = (Batch::new(), ValueBuf::default());
+        junk.raw(&[250]);
+        batch.put_buf(&EVENTS, (at.room, at.at), junk);
+        store.commit(batch).unwrap().durable().await.unwrap();
+        assert_eq!(room.bundle(&root).await["m.replace"]["event_id"], *newest);
+    }
+
+    #[tokio::test]
+    async fn pitfall_052_a_page_looks_at_so_many_relations_and_no_more() {
+        let server = Server::default();
+        let [alice] = users(&server).await;
+        let room = public_room(&alice).await;
+        let root = room.say("root").await;
+        let real = room.send("m.room.message", relate("m.reference", &root, "real")).await;
+        let store = &server.app.store;
+        let found = store.snapshot().get(&EVENT_IDS, &real).unwrap().unwrap();
+        let relation =
+            Relation { rel_type: "m.reference".to_owned(), kind: String::new(), sender: String::new(), key: None };
+        for chunk in 0..3 {
+            let mut batch = Batch::new();
+            for nr in 0..1_700 {
+                batch.put(&RELATIONS, (found.room, &root, Pos(found.at.0 + 1_000 + chunk * 1_700 + nr)), &relation);
+            }
+            store.commit(batch).unwrap().durable().await.unwrap();
+        }
+        let page = async |from: &str| {
+            let path = room.path(&format!("relations/{}?from={from}", enc(&root))).replace("/v3/", "/v1/");
+            ok(&alice.client.get(&path).await)
+        };
+        let first = page("").await;
+        assert_eq!(first["chunk"], json!([]), "the events that there are come later");
+        let second = page(first["next_batch"].as_str().unwrap()).await;
+        assert_eq!(ids(second["chunk"].as_array().unwrap()), [&*real]);
+        assert_eq!(second.get("next_batch"), None);
+    }
+
+    #[tokio::test]
+    async fn pitfall_046_replies_that_one_may_not_see_are_not_counted() {
+        let server = Server::default();
+        let [alice, bob] = users(&server).await;
+        let room = room_with_history(&alice, "joined").await;
+        room.join(&bob).await;
+        let root = room.say("root").await;
+        let reply = async |body: &str| room.send("m.room.message", relate("m.thread", &root, body)).await;
+        reply("seen").await;
+        room.of(&bob).leave().await;
+        reply("not seen").await;
+        assert_eq!(room.of(&bob).bundle(&root).await["m.thread"]["count"], 1);
+        room.join(&bob).await;
+        let last = reply("seen").await;
+        let thread = room.of(&bob).bundle(&root).await["m.thread"].clone();
+        assert_eq!((&thread["count"], &thread["latest_event"]["event_id"]), (&json!(2), &json!(last)));
+        assert_eq!(room.bundle(&root).await["m.thread"]["count"], 3);
+    }
+
+    #[tokio::test]
+    async fn pitfall_046_filters_tell_nothing_of_relations_that_one_may_not_see() {
+        let server = Server::default();
+        let [alice, bob, carol] = users(&server).await;
+        let room = public_room(&alice).await;
+        room.join(&bob).await;
+        room.join(&carol).await;
+        let (seen, later) = (room.say("seen").await, room.say("later").await);
+        room.of(&carol).send("m.room.message", relate("m.reference", &seen, "r")).await;
+        let by_carol = async |user: &User| {
+            let filter = json!({"related_by_senders": [carol.user_id]}).to_string();
+            let found = room.of(user).messages(&format!("dir=f&limit=100&filter={}", enc(&filter))).await;
+            ids(found["chunk"].as_array().unwrap()).into_iter().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(by_carol(&bob).await, [&*seen]);
+        room.of(&bob).leave().await;
+        room.of(&carol).send("m.room.message", relate("m.reference", &later, "r")).await;
+        assert_eq!(by_carol(&bob).await, [&*seen], "what came of it after the user left is not told");
+        assert_eq!(by_carol(&alice).await, [&*seen, &*later]);
+        let path = format!("/_matrix/client/v3/user/{}/account_data/m.ignored_user_list", enc(&alice.user_id));
+        ok(&alice.client.put(&path, json!({"ignored_users": {(carol.user_id.clone()): {}}})).await);
+        assert_eq!(by_carol(&alice).await, Vec::<String>::new());
+    }
+}

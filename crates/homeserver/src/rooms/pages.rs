@@ -77,7 +77,7 @@ pub fn read<R: Read>(
 }
 
 /// Where to go on so that the event at `next` is the first to be read.
-fn before(direction: Direction, next: Pos) -> Pos {
+pub fn before(direction: Direction, next: Pos) -> Pos {
     match direction {
         Direction::Backward => next,
         Direction::Forward => Pos(next.0.saturating_sub(1)),

@@ -10,10 +10,10 @@ use ruma::UserId;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
-use store::{Pos, Read};
+use store::{Pos, Read, Span, Tx};
 
 use crate::error::{Error, Result};
-use crate::rooms::pages::after;
+use crate::rooms::pages::{after, before};
 use crate::rooms::read::RoomReader;
 use crate::rooms::shown::{Shown, Style, content_field, number, string};
 use crate::rooms::visibility::{Eyes, Ignored, Reach};
@@ -24,8 +24,16 @@ use crate::stored::StoredEvent;
 pub const THREAD: &str = "m.thread";
 /// How many steps from the parent `recurse` goes.
 pub const MAX_DEPTH: u32 = 3;
-/// The most events that `recurse` looks at.
+/// The relation of a reaction to what it reacts to.
+pub const ANNOTATION: &str = "m.annotation";
+/// The most relations that are looked at for one page, or for one filter.
 const MAX_RELATED: usize = 5_000;
+/// The most relations of one event that are looked at to see what is bundled with it, the newest ones.
+const MAX_BUNDLED: usize = 10_000;
+/// The most edits of one event that are read to find the newest valid one.
+const MAX_EDITS: usize = 50;
+/// The most events that are read to find out whether a user may see them, for one event that they relate to.
+const MAX_LOOKED_AT: usize = 500;
 /// The most references that are bundled with an event.
 const MAX_REFERENCES: usize = 100;
 
@@ -70,7 +78,7 @@ impl<R: Read> Gatherer<'_, R> {
             return Ok(None);
         }
         let mut children = Children::default();
-        let span = schema::RELATIONS.prefix((self.room, event.event_id()));
+        let span = schema::RELATIONS.prefix((self.room, event.event_id())).reversed().limit(MAX_BUNDLED);
         for row in self.reader.read.scan(&schema::RELATIONS, span) {
             let ((_, _, at), relation) = row?;
             children.add(at, &relation, event, self);
@@ -96,13 +104,18 @@ impl<R: Read> Gatherer<'_, R> {
         }
         let age = |edit: &StoredEvent| (edit.origin_server_ts, edit.event_id().to_owned());
         let mut newest: Option<(Pos, StoredEvent)> = None;
-        for (at, edit) in self.reader.events_at(self.room, edits)? {
+        for at in edits {
+            let Some(edit) = self.reader.event(self.room, *at)? else { continue };
+            if newest.as_ref().is_some_and(|(_, newest)| edit.origin_server_ts < newest.origin_server_ts) {
+                // They come in the order of their arrival: what came before this one is older still.
+                break;
+            }
             if newest.as_ref().is_none_or(|(_, newest)| age(newest) < age(&edit))
                 && edit.redacted_by().is_none()
                 && has_new_content(&edit)
-                && self.eyes.see(at, &edit)?
+                && self.eyes.see(*at, &edit)?
             {
-                newest = Some((at, edit));
+                newest = Some((*at, edit));
             }
         }
         if let Some((at, edit)) = newest {
@@ -114,7 +127,7 @@ impl<R: Read> Gatherer<'_, R> {
 
     /// `m.thread`: its newest event, how many there are, and whether the reader is one of those who take part.
     fn thread(&self, members: &mut Vec<u8>, event: &StoredEvent, children: &Children) -> Result<()> {
-        for at in children.thread.iter().rev() {
+        for at in children.thread.iter().take(MAX_LOOKED_AT) {
             let Some(latest) = self.seen(Some(*at))?.filter(|latest| latest.redacted_by().is_none()) else { continue };
             begin(members, "m.thread");
             members.extend_from_slice(b"{\"latest_event\":");
@@ -122,7 +135,7 @@ impl<R: Read> Gatherer<'_, R> {
             shown.relations = self.bundle(&latest, false)?;
             shown.write(members, &self.style);
             members.extend_from_slice(b",\"count\":");
-            number(members, children.thread.len() as u64);
+            number(members, self.count(&children.thread)?);
             let participated = children.participated || event.sender() == self.user_id.as_str();
             members.extend_from_slice(format!(",\"current_user_participated\":{participated}}}").as_bytes());
             break;
@@ -130,11 +143,20 @@ impl<R: Read> Gatherer<'_, R> {
         Ok(())
     }
 
+    /// How many of these events the reader may see.
+    fn count(&self, events: &[Pos]) -> Result<u64> {
+        let (mut count, mut looks) = (0, MAX_LOOKED_AT);
+        for at in events {
+            count += u64::from(self.eyes.see_at(*at, &mut looks)?);
+        }
+        Ok(count)
+    }
+
     /// `m.reference`: the IDs of the newest events that refer to this one.
     fn references(&self, members: &mut Vec<u8>, references: &[Pos]) -> Result<()> {
-        let newest = references.get(references.len().saturating_sub(MAX_REFERENCES)..).unwrap_or_default();
         let mut open = false;
-        for (at, reference) in self.reader.events_at(self.room, newest)? {
+        for &at in references.iter().rev() {
+            let Some(reference) = self.reader.event(self.room, at)? else { continue };
             if reference.redacted_by().is_some() || !self.eyes.see(at, &reference)? {
                 continue;
             }
@@ -156,7 +178,7 @@ impl<R: Read> Gatherer<'_, R> {
     }
 }
 
-/// The children of one event that can be bundled, oldest first.
+/// The children of one event that can be bundled, newest first.
 #[derive(Default)]
 struct Children {
     edits: Vec<Pos>,
@@ -171,14 +193,22 @@ impl Children {
             return;
         }
         match relation.rel_type.as_str() {
-            "m.replace" if relation.sender == parent.sender() && relation.kind == parent.kind() => self.edits.push(at),
+            "m.replace" if relation.sender == parent.sender() && relation.kind == parent.kind() => {
+                push_some(&mut self.edits, at, MAX_EDITS);
+            }
             THREAD => {
                 self.thread.push(at);
                 self.participated |= relation.sender == gatherer.user_id.as_str();
             }
-            "m.reference" => self.references.push(at),
+            "m.reference" => push_some(&mut self.references, at, MAX_REFERENCES),
             _ => {}
         }
+    }
+}
+
+fn push_some(positions: &mut Vec<Pos>, at: Pos, most: usize) {
+    if positions.len() < most {
+        positions.push(at);
     }
 }
 
@@ -206,6 +236,41 @@ fn rel_type(event: &StoredEvent) -> Option<String> {
     content_field::<RelatesTo>(event, "m.relates_to").map(|relates_to| relates_to.rel_type)
 }
 
+/// What tells an annotation of an event from others: by whom, of which type, with which key.
+pub fn annotation_hash(sender: &str, kind: &str, key: &str) -> [u8; 16] {
+    let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
+    for part in [sender, kind, key] {
+        digest.update(&(part.len() as u64).to_be_bytes());
+        digest.update(part.as_bytes());
+    }
+    let mut hash = [0; 16];
+    hash.copy_from_slice(&digest.finish().as_ref()[..16]);
+    hash
+}
+
+/// An annotation is redacted or gone: its user may annotate its parent in the same way again.
+pub fn forget_annotation(tx: &mut Tx, room: RoomNr, at: Pos, event: &StoredEvent) -> Result<()> {
+    #[derive(Deserialize)]
+    struct RelatesTo {
+        rel_type: Option<String>,
+        event_id: Option<String>,
+        key: Option<String>,
+    }
+    let Some(RelatesTo { rel_type: Some(rel_type), event_id: Some(parent), key: Some(key) }) =
+        content_field::<RelatesTo>(event, "m.relates_to")
+    else {
+        return Ok(());
+    };
+    let hash = annotation_hash(event.sender(), event.kind(), &key);
+    if rel_type == ANNOTATION
+        && parent.len() <= 255
+        && tx.get(&schema::ANNOTATIONS, (room, &parent, &hash))? == Some(at)
+    {
+        tx.delete(&schema::ANNOTATIONS, (room, &parent, &hash));
+    }
+    Ok(())
+}
+
 /// An encrypted edit hides its new content.
 fn has_new_content(edit: &StoredEvent) -> bool {
     edit.kind() == "m.room.encrypted" || content_field::<IgnoredAny>(edit, "m.new_content").is_some()
@@ -223,6 +288,9 @@ pub fn newest_reply(read: &impl Read, room: RoomNr, root: &str, until: Pos) -> R
     Ok(None)
 }
 
+/// Whether a user sees the event at a position, with so many looks: [`Eyes::see_at`].
+pub type Sees<'a> = &'a dyn Fn(Pos, &mut usize) -> Result<bool>;
+
 /// What has to relate to an event so that a filter takes it: `related_by_senders` and `related_by_rel_types`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -232,17 +300,26 @@ pub struct RelatedBy {
 }
 
 impl RelatedBy {
-    /// Whether an event is taken.
-    pub fn take<R: Read>(&self, reader: RoomReader<'_, R>, room: RoomNr, event: &StoredEvent) -> Result<bool> {
+    /// Whether an event is taken. Only what the user sees of what relates to it counts.
+    pub fn take<R: Read>(
+        &self,
+        reader: RoomReader<'_, R>,
+        room: RoomNr,
+        (sees, ignored): (Sees<'_>, &Ignored),
+        event: &StoredEvent,
+    ) -> Result<bool> {
         if self.related_by_senders.is_none() && self.related_by_rel_types.is_none() {
             return Ok(true);
         }
         let wants = |wanted: &Option<HashSet<String>>, it: &str| wanted.as_ref().is_none_or(|all| all.contains(it));
+        let mut looks = MAX_LOOKED_AT;
         let span = schema::RELATIONS.prefix((room, event.event_id())).limit(MAX_RELATED);
         for row in reader.read.scan(&schema::RELATIONS, span) {
-            let (_, relation) = row?;
+            let ((_, _, at), relation) = row?;
             if wants(&self.related_by_senders, &relation.sender)
                 && wants(&self.related_by_rel_types, &relation.rel_type)
+                && !ignored.hides_sender(&relation.sender)
+                && sees(at, &mut looks)?
             {
                 return Ok(true);
             }
@@ -280,6 +357,20 @@ impl Wanted<'_> {
         };
         newest.is_none_or(|newest| at <= newest) && oldest.is_none_or(|oldest| at > oldest)
     }
+
+    /// The relations of a parent between `from` and `to`, in the order wanted.
+    fn span(&self, room: RoomNr, parent: &str, end: Pos) -> Span<(RoomNr, String, Pos)> {
+        let key = |at| (room, parent, at);
+        let (newest, oldest) = match self.direction {
+            Direction::Backward => (self.from, self.to),
+            Direction::Forward => (self.to, self.from),
+        };
+        let mut span = schema::RELATIONS.prefix((room, parent)).through(key(newest.unwrap_or(Pos::MAX).min(end)));
+        if let Some(oldest) = oldest {
+            span = span.after(key(oldest));
+        }
+        if self.direction == Direction::Backward { span.reversed() } else { span }
+    }
 }
 
 /// Events with their positions, and where the next page starts.
@@ -293,6 +384,9 @@ pub fn read<R: Read>(
     parent: &StoredEvent,
     wanted: &Wanted<'_>,
 ) -> Result<Page> {
+    if !wanted.recurse {
+        return read_flat(reader, reach, eyes, parent, wanted);
+    }
     let mut positions = related(reader, reach.room, parent.event_id(), wanted)?;
     positions.retain(|at| wanted.spans(*at));
     positions.sort_unstable();
@@ -314,7 +408,39 @@ pub fn read<R: Read>(
     Ok((page, None))
 }
 
-/// Where the events lie that relate to one, each once, without those that are not wanted.
+/// The events that relate to one directly. A page that ends because it took too much looking may be empty and still not
+/// be the last.
+fn read_flat<R: Read>(
+    reader: RoomReader<'_, R>,
+    reach: &Reach,
+    eyes: &Eyes<'_, R>,
+    parent: &StoredEvent,
+    wanted: &Wanted<'_>,
+) -> Result<Page> {
+    let mut page: Vec<(Pos, StoredEvent)> = Vec::new();
+    let span = wanted.span(reach.room, parent.event_id(), reach.end());
+    for (scanned, row) in reader.read.scan(&schema::RELATIONS, span).enumerate() {
+        let ((_, _, at), relation) = row?;
+        if scanned == MAX_RELATED {
+            return Ok((page, Some(before(wanted.direction, at))));
+        }
+        if !wanted.takes(&relation) {
+            continue;
+        }
+        let Some(event) = reader.event(reach.room, at)? else { continue };
+        if event.redacted_by().is_some() || !eyes.see(at, &event)? {
+            continue;
+        }
+        if page.len() >= wanted.limit {
+            let end = page.last().map(|(last, _)| after(wanted.direction, *last));
+            return Ok((page, end));
+        }
+        page.push((at, event));
+    }
+    Ok((page, None))
+}
+
+/// Where the events lie that relate to one directly or not, each once, without those that are not wanted.
 fn related<R: Read>(reader: RoomReader<'_, R>, room: RoomNr, parent: &str, wanted: &Wanted<'_>) -> Result<Vec<Pos>> {
     let mut found = Vec::new();
     let mut seen = HashSet::new();
@@ -322,9 +448,10 @@ fn related<R: Read>(reader: RoomReader<'_, R>, room: RoomNr, parent: &str, wante
     for _ in 0..MAX_DEPTH {
         let mut children: Vec<Pos> = Vec::new();
         for parent in &level {
-            for row in reader.read.scan(&schema::RELATIONS, schema::RELATIONS.prefix((room, parent.as_str()))) {
+            let span = schema::RELATIONS.prefix((room, parent.as_str())).limit(MAX_RELATED);
+            for row in reader.read.scan(&schema::RELATIONS, span) {
                 let ((_, _, at), relation) = row?;
-                if seen.len() >= MAX_RELATED && wanted.recurse || !seen.insert(at) {
+                if seen.len() >= MAX_RELATED || !seen.insert(at) {
                     continue;
                 }
                 children.push(at);
@@ -333,11 +460,14 @@ fn related<R: Read>(reader: RoomReader<'_, R>, room: RoomNr, parent: &str, wante
                 }
             }
         }
-        if !wanted.recurse || children.is_empty() {
+        if children.is_empty() {
             break;
         }
         children.sort_unstable();
-        level = reader.events_at(room, &children)?.into_iter().map(|(_, event)| event.event_id().to_owned()).collect();
+        level.clear();
+        for at in children {
+            level.extend(reader.event(room, at)?.map(|event| event.event_id().to_owned()));
+        }
     }
     Ok(found)
 }

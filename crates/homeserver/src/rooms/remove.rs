@@ -9,7 +9,7 @@ use store::{Pos, Read, Tx};
 
 use super::read::RoomReader;
 use super::shown::membership;
-use super::{aliases, search};
+use super::{aliases, relations, search};
 use crate::App;
 use crate::error::{Error, Result};
 use crate::schema::{self, MembershipState, RoomNr, room_nr};
@@ -121,6 +121,7 @@ fn purge_rest(tx: &mut Tx, room: RoomNr) -> Result<bool> {
         }};
     }
     purge!(schema::RELATIONS, |key| (key.0, &key.1, key.2));
+    purge!(schema::ANNOTATIONS, |key| (key.0, &key.1, &key.2));
     purge!(schema::THREADS, |key| (key.0, key.1));
     purge!(schema::THREAD_AT, |key| (key.0, &key.1));
     purge!(schema::RECEIPTS, |key| (key.0, &key.1, (key.2.0, &key.2.1)));
@@ -185,6 +186,7 @@ fn forget_relations(tx: &mut Tx, room: RoomNr, at: Pos, event: &StoredEvent) -> 
     let parent = relates_to.and_then(|it| it.event_id).filter(|parent| parent.len() <= 255);
     if let Some(parent) = parent {
         tx.delete(&schema::RELATIONS, (room, &parent, at));
+        relations::forget_annotation(tx, room, at, event)?;
         // Older replies are gone already: without its newest there is no thread.
         forget_thread(tx, room, &parent, |newest| newest == at)?;
     }

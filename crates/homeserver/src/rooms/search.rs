@@ -229,8 +229,12 @@ pub fn rank<R: Read>(
 ) -> Result<Option<(f64, StoredEvent)>> {
     let Some(event) = reader.event(found.room, found.at)? else { return Ok(None) };
     let Some((key, text)) = text(&event) else { return Ok(None) };
+    let sees = |at, looks: &mut usize| eyes.see_at(at, looks);
     let fits = wanted.keys.contains(&key) && (wanted.takes)(&event) && !wanted.ignored.hides(&event);
-    if !fits || !eyes.see(found.at, &event)? || !wanted.related.take(reader, found.room, &event)? {
+    if !fits
+        || !eyes.see(found.at, &event)?
+        || !wanted.related.take(reader, found.room, (&sees, wanted.ignored), &event)?
+    {
         return Ok(None);
     }
     let words = words(&text);

@@ -17,7 +17,7 @@ use crate::App;
 use crate::error::{Error, ErrorCode, Result};
 use crate::rooms::change;
 use crate::rooms::membership;
-use crate::rooms::relations::{THREAD, relates};
+use crate::rooms::relations::{ANNOTATION, THREAD, annotation_hash, relates};
 use crate::rooms::write::{Origin, RoomTx};
 use crate::schema::{self, MembershipState, Txn};
 use crate::stored::TxnEcho;
@@ -168,22 +168,13 @@ fn check_thread(room: &RoomTx<'_>, draft: &Draft) -> Result<()> {
 fn check_annotation(room: &RoomTx<'_>, draft: &Draft) -> Result<()> {
     let Some(relates_to) = draft.content.get("m.relates_to").and_then(|value| value.as_object()) else { return Ok(()) };
     let text = |name: &str| relates_to.get(name).and_then(|value| value.as_str());
-    let (Some("m.annotation"), Some(parent), Some(key)) = (text("rel_type"), text("event_id"), text("key")) else {
+    let (Some(ANNOTATION), Some(parent), Some(key)) = (text("rel_type"), text("event_id"), text("key")) else {
         return Ok(());
     };
-    let view = room.tx.unchecked();
-    for row in view.scan(&schema::RELATIONS, schema::RELATIONS.prefix((room.nr, parent))) {
-        let ((_, _, at), relation) = row?;
-        let same = relation.rel_type == "m.annotation"
-            && relation.kind == draft.kind.to_string()
-            && relation.sender == draft.sender.as_str()
-            && relation.key.as_deref() == Some(key);
-        if same && view.get(&schema::EVENTS, (room.nr, at))?.is_some_and(|event| event.redacted_by().is_none()) {
-            return Err(Error::bad_request(
-                ErrorCode::DuplicateAnnotation,
-                "You have annotated this event with this key already",
-            ));
-        }
+    let hash = annotation_hash(draft.sender.as_str(), &draft.kind.to_string(), key);
+    if parent.len() <= 255 && room.tx.contains(&schema::ANNOTATIONS, (room.nr, parent, &hash))? {
+        let why = "You have annotated this event with this key already";
+        return Err(Error::bad_request(ErrorCode::DuplicateAnnotation, why));
     }
     Ok(())
 }

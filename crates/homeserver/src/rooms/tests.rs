@@ -8,7 +8,7 @@ use ruma::api::client::room::create_room::v3::{Request, RoomPreset};
 use ruma::events::TimelineEventType;
 use ruma::{CanonicalJsonObject, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, TransactionId, UserId};
 use serde_json::json;
-use store::{Pos, Read as _, Tx};
+use store::{MemoryDisk, Pos, Read, Tx};
 
 use crate::App;
 use crate::auth::{Requester, devices};
@@ -17,6 +17,7 @@ use crate::error::{ErrorCode, Result};
 use crate::rooms::membership::{Wish, carry_out, forget, leave, refresh_profile};
 use crate::rooms::read::RoomReader;
 use crate::rooms::send::{TxnKey, redaction, send, send_state};
+use crate::rooms::visibility::{Reach, Standing};
 use crate::schema::{self, MembershipState, User, room_nr};
 use crate::stored::{Head, StoredEvent};
 
@@ -26,7 +27,11 @@ struct World {
 
 impl World {
     async fn new(users: &[&str]) -> Self {
-        let app = App::in_memory(Config::new(ruma::owned_server_name!("hs.test")));
+        Self::on(MemoryDisk::new(), users).await
+    }
+
+    async fn on(disk: MemoryDisk, users: &[&str]) -> Self {
+        let app = App::on_memory_disk(Config::new(ruma::owned_server_name!("hs.test")), disk);
         let batch = users.iter().fold(store::Batch::new(), |mut batch, user| {
             batch.put(&schema::USERS, &format!("@{user}:hs.test"), &User::default());
             batch
@@ -101,6 +106,13 @@ impl World {
         let snapshot = self.app.store.snapshot();
         snapshot.get(&schema::MEMBERSHIPS, (user(who).as_str(), room_nr(room))).unwrap()
     }
+}
+
+/// A row that nobody can read: whoever comes to it fails.
+fn junk() -> store::ValueBuf {
+    let mut bytes = store::ValueBuf::default();
+    bytes.raw(&[250]);
+    bytes
 }
 
 fn user(name: &str) -> OwnedUserId {
@@ -408,4 +420,145 @@ async fn many_senders_in_one_room_make_one_chain() {
         let prev = format!("\"prev_events\":[\"{}\"]", pair[0].1.event_id());
         assert!(String::from_utf8_lossy(pair[1].1.federation()).contains(&prev));
     }
+}
+
+#[tokio::test]
+async fn pitfall_066_what_was_read_before_a_redaction_is_not_kept_after_it() {
+    let world = World::new(&["alice"]).await;
+    let room = world.public_room("alice").await;
+    let topic = world.set("alice", &room, "m.room.topic", json!({"topic": "a secret"})).await.unwrap();
+    let (nr, head, (at, _)) = (room_nr(&room), world.head(&room), world.event(&room, &topic));
+    let (app, before) = (&world.app, world.app.store.snapshot());
+    let draft = redaction(user("alice"), topic, object(json!({})), app.clock.now());
+    send(app, &room, draft, None).await.unwrap();
+    let tells = |read: &store::Snapshot| {
+        let reader = RoomReader::new(&app.room_cache, read);
+        let event = app.sync.recent.state_events(reader, nr, &[at]).unwrap().remove(0).1;
+        let pdu = reader.pdu(nr, &head, at).unwrap().unwrap();
+        (String::from_utf8_lossy(event.client()).contains("secret"), pdu.content.get().contains("secret"))
+    };
+    // Somebody who began before the redaction reads what there was then, and puts it into no cache.
+    assert_eq!(tells(&before), (true, true));
+    assert_eq!(tells(&app.store.snapshot()), (false, false));
+    assert_eq!(tells(&app.store.snapshot()), (false, false));
+}
+
+#[tokio::test]
+async fn what_a_lost_redaction_took_away_is_there_again() {
+    let disk = MemoryDisk::new();
+    let world = World::on(disk.clone(), &["alice"]).await;
+    let room = world.public_room("alice").await;
+    let topic = world.set("alice", &room, "m.room.topic", json!({"topic": "a secret"})).await.unwrap();
+    let (nr, head, (at, _)) = (room_nr(&room), world.head(&room), world.event(&room, &topic));
+    let app = world.app.clone();
+    disk.hold();
+    let tip = app.store.tip();
+    let draft = redaction(user("alice"), topic, object(json!({})), app.clock.now());
+    let redacting = {
+        let (app, room) = (app.clone(), room.clone());
+        tokio::spawn(async move { send(&app, &room, draft, None).await })
+    };
+    while app.store.latest().version() == tip {
+        tokio::task::yield_now().await;
+    }
+    let tells = |read: &dyn Fn(&crate::App) -> Result<std::sync::Arc<::rooms::Pdu>>| {
+        read(&app).unwrap().content.get().contains("secret")
+    };
+    let pending = |app: &App| {
+        let view = app.store.latest();
+        Ok(RoomReader::new(&app.room_cache, &view).pdu(nr, &head, at)?.unwrap())
+    };
+    let durable = |app: &App| {
+        let snapshot = app.store.snapshot();
+        Ok(RoomReader::new(&app.room_cache, &snapshot).pdu(nr, &head, at)?.unwrap())
+    };
+    assert!(!tells(&pending));
+    disk.set_full(true);
+    disk.release();
+    assert!(redacting.await.unwrap().is_err());
+    assert!(tells(&durable));
+    disk.set_full(false);
+    while app.store.health().is_err() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert!(tells(&durable) && tells(&pending));
+}
+
+#[tokio::test]
+async fn whether_an_annotation_is_there_already_takes_no_look_at_the_others() {
+    let world = World::new(&["alice", "bob"]).await;
+    let room = world.public_room("alice").await;
+    world.join("bob", &room).await.unwrap();
+    let said = world.say("alice", &room, "hello").await.unwrap();
+    let react = |who: &str, key: &str| {
+        let content = json!({"m.relates_to": {"rel_type": "m.annotation", "event_id": said, "key": key}});
+        send(&world.app, &room, world.draft(who, "m.reaction", content), None)
+    };
+    let other = react("bob", "+").await.unwrap();
+    let (at, _) = world.event(&room, &other);
+    let mut batch = store::Batch::new();
+    batch.put_buf(&schema::RELATIONS, (room_nr(&room), said.as_str(), at), junk());
+    world.app.store.commit(batch).unwrap().durable().await.unwrap();
+    react("alice", "+").await.unwrap();
+    assert!(react("alice", "+").await.is_err());
+    assert!(react("bob", "+").await.is_err());
+}
+
+#[tokio::test]
+async fn pitfall_047_where_somebody_left_is_known_however_much_happened_to_them_since() {
+    let disk = MemoryDisk::new();
+    let world = World::on(disk.clone(), &["alice", "bob"]).await;
+    let room = world.public_room("alice").await;
+    world.join("bob", &room).await.unwrap();
+    leave(&world.app, &user("bob"), &room).await.unwrap();
+    let left = world.membership("bob", &room).unwrap().event;
+    let look = || {
+        let (bob, read, before) = (user("bob"), world.app.store.snapshot(), disk.read_rounds());
+        let reader = RoomReader::new(&world.app.room_cache, &read);
+        let reach = Reach::of(reader, &bob, &room).unwrap();
+        assert_eq!(reach.standing, Standing::Left(left));
+        disk.read_rounds() - before
+    };
+    let reads = look();
+    for _ in 0..20 {
+        world.act(Act::Invite, "alice", "bob", &room).await.unwrap();
+        leave(&world.app, &user("bob"), &room).await.unwrap();
+    }
+    world.act(Act::Ban, "alice", "bob", &room).await.unwrap();
+    assert_eq!(look(), reads);
+    world.act(Act::Unban, "alice", "bob", &room).await.unwrap();
+    world.join("bob", &room).await.unwrap();
+    assert_eq!(world.membership("bob", &room).unwrap().left, None);
+}
+
+#[tokio::test]
+async fn a_ban_that_is_too_large_for_another_version_is_left_out() {
+    let world = World::new(&["alice"]).await;
+    let version = |version: &str| Request {
+        preset: Some(RoomPreset::PublicChat),
+        room_version: Some(RoomVersionId::try_from(version).unwrap()),
+        ..Request::new()
+    };
+    let old = world.create("alice", version("12")).await.unwrap();
+    let new = world.create("alice", version("11")).await.unwrap();
+    let alice = user("alice");
+    let ban = async |name: &str, reason: String| {
+        let target = user(name);
+        let reason = Some(reason);
+        carry_out(&world.app, &old, Wish { actor: &alice, reason, ..Wish::own(Act::Ban, &target) }).await
+    };
+    // The largest reason that there is room for, to within less than the events of version 11 are larger.
+    let mut largest = None;
+    for (nr, size) in (64_000..65_536).rev().step_by(20).enumerate() {
+        let name = format!("large{nr:03}");
+        if ban(&name, "x".repeat(size)).await.is_ok() {
+            largest = Some(name);
+            break;
+        }
+    }
+    let largest = largest.unwrap();
+    ban("small", String::new()).await.unwrap();
+    assert_eq!(super::upgrade::copy_bans(&world.app, &old, &new, &alice, 0).await.unwrap(), None);
+    assert_eq!(world.membership("small", &new).unwrap().state, MembershipState::Ban);
+    assert_eq!(world.membership(&largest, &new), None, "this one tests nothing if it fits");
 }

@@ -59,7 +59,7 @@ pub fn read<R: Read>(
             continue;
         };
         let Some(event) = reader.event(reach.room, at.at)? else { continue };
-        if !eyes.see(at.at, &event)? || !concerns(reader, reach, &event, wanted, &mut left)? {
+        if !eyes.see(at.at, &event)? || !concerns(reader, (reach, eyes), &event, wanted, &mut left)? {
             continue;
         }
         let hidden = wanted.ignored.hides_sender(event.sender());
@@ -129,7 +129,7 @@ fn index_some(tx: &mut Tx, room: RoomNr, (parent, at): &(String, Pos)) -> Result
 /// Whether the thread has a reply that the user sees, and the user is part of it if that is wanted.
 fn concerns<R: Read>(
     reader: RoomReader<'_, R>,
-    reach: &Reach,
+    (reach, eyes): (&Reach, &Eyes<'_, R>),
     root: &StoredEvent,
     wanted: &Wanted<'_>,
     left: &mut usize,
@@ -140,10 +140,10 @@ fn concerns<R: Read>(
     let (room, root) = (reach.room, root.event_id());
     let span = schema::RELATIONS.prefix((room, root)).through((room, root, reach.end())).reversed();
     for row in reader.read.scan(&schema::RELATIONS, span) {
-        let (_, relation) = row?;
+        let ((_, _, at), relation) = row?;
         *left = left.saturating_sub(1);
         if relation.rel_type == THREAD {
-            alive |= !wanted.ignored.hides_sender(&relation.sender);
+            alive = alive || (!wanted.ignored.hides_sender(&relation.sender) && eyes.see_at(at, left)?);
             part |= relation.sender == me;
         }
         if alive && part || *left == 0 {

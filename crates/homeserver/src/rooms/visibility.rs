@@ -136,6 +136,12 @@ impl<'a, R: Read> Eyes<'a, R> {
         Ok(self.reach(at) && !event.hidden() && (self.whole || self.sight.may_see(at, event)?))
     }
 
+    /// Whether the user may see the event at this position. It is read only where that is not sure without, and no more
+    /// often than `looks` says; after that nothing is seen that is not sure.
+    pub fn see_at(&self, at: Pos, looks: &mut usize) -> Result<bool> {
+        Ok(self.reach(at) && self.sight.see_at(at, looks)?)
+    }
+
     /// Whether anything at this position can be seen at all.
     pub fn reach(&self, at: Pos) -> bool {
         at <= self.end

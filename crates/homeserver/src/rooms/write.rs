@@ -22,7 +22,7 @@ use crate::App;
 use crate::error::{Error, Result};
 use crate::rooms::membership::takes_guests;
 use crate::rooms::read::RoomReader;
-use crate::rooms::relations::{THREAD, newest_reply};
+use crate::rooms::relations::{ANNOTATION, THREAD, annotation_hash, forget_annotation, newest_reply};
 use crate::schema::{self, EventAt, Job, Membership, MembershipState, Relation, RoomNr, room_nr};
 use crate::stored::{Head, NewEvent, StoredEvent, TxnEcho};
 
@@ -295,10 +295,15 @@ impl<'a> RoomTx<'a> {
             (_, MembershipState::Join) => Some(at),
             (before, _) => before.as_ref().and_then(|before| before.joined),
         };
+        let left = match (was, now) {
+            (_, MembershipState::Join) => None,
+            (Some(MembershipState::Join), _) => Some(at),
+            _ => before.as_ref().and_then(|before| before.left),
+        };
         let was_joined = before.as_ref().is_some_and(|before| before.joined.is_some());
         let forgotten = before.is_some_and(|before| before.forgotten)
             && matches!(now, MembershipState::Leave | MembershipState::Ban);
-        let row = Membership { state: now, event: at, joined, was_joined, forgotten };
+        let row = Membership { state: now, event: at, joined, left, was_joined, forgotten };
         self.tx.put(&schema::MEMBERSHIPS, (user_id, self.nr), &row);
         Ok(())
     }
@@ -314,6 +319,10 @@ impl<'a> RoomTx<'a> {
         }
         if rel_type == THREAD {
             self.move_thread(&parent, Some(at))?;
+        }
+        if let (ANNOTATION, Some(key)) = (&*rel_type, &relates_to.key) {
+            let hash = annotation_hash(pdu.sender.as_str(), &pdu.kind.to_string(), key);
+            self.tx.put(&schema::ANNOTATIONS, (self.nr, &parent, &hash), &at);
         }
         let row = Relation {
             rel_type,
@@ -374,6 +383,7 @@ impl<'a> RoomTx<'a> {
             return Ok(());
         };
         self.tx.delete(&schema::RELATIONS, (self.nr, &parent, at));
+        forget_annotation(self.tx, self.nr, at, target)?;
         if self.tx.get(&schema::THREAD_AT, (self.nr, &parent))? == Some(at) {
             let before = newest_reply(self.tx.unchecked(), self.nr, &parent, Pos(at.0.saturating_sub(1)))?;
             self.move_thread(&parent, before)?;

@@ -13,6 +13,7 @@ use super::recent::What;
 use super::unread::Counter;
 use super::viewer::{Stretch, Viewer, Window};
 use crate::error::Result;
+use crate::rooms::relations::Sees;
 use crate::rooms::shown::{self, Style};
 use crate::rooms::sight::{Sight, left_at};
 use crate::schema::{Membership, MembershipState, RoomNr};
@@ -168,11 +169,13 @@ impl Collector<'_> {
         let (viewer, filter) = (self.viewer(), &self.filter.timeline);
         let wants_room = filter.rooms.take(room_id);
         let stretch = Stretch { since, until, limit: self.filter.timeline_limit() };
+        let sees = |at, looks: &mut usize| Ok(at <= until && sight.see_at(at, looks)?);
+        let looker: (Sees<'_>, _) = (&sees, &viewer.tastes.ignored);
         viewer.window(nr, stretch, |at, event| {
             Ok(wants_room
                 && filter.take(event)
                 && viewer.shows(at, event, sight)?
-                && filter.related.take(self.rooms, nr, event)?)
+                && filter.related.take(self.rooms, nr, looker, event)?)
         })
     }
 
