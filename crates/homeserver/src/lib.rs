@@ -10,6 +10,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod delayed;
+mod dirs;
 pub mod e2ee;
 pub mod error;
 pub mod gateway;

@@ -18,6 +18,7 @@ use crate::appservice;
 use crate::clock::Clock;
 use crate::config::{Config, Listener};
 use crate::delayed;
+use crate::dirs;
 use crate::gateway;
 use crate::housekeeping;
 use crate::http::Router;
@@ -59,7 +60,7 @@ pub fn open(config: Config) -> Result<App, StartError> {
     let (clock, rng) = (Clock::system(), Rng::system());
     let appservices = App::registrations(&config)?;
     let dir = &config.data_dir;
-    fs::create_dir_all(dir).map_err(file(|| format!("data directory {}", dir.display())))?;
+    dirs::make(dir).map_err(file(|| format!("data directory {}", dir.display())))?;
     let key = signing::load_or_create(&dir.join("signing.key"), &rng)?.key_pair()?;
     let disk = Disk::at(config.store_dir()).memory_budget_bytes(config.memory_budget.as_usize() / 2);
     let store = Store::open(disk)?;

@@ -148,13 +148,13 @@ impl Core {
     }
 
     pub(crate) fn latest(&self) -> View {
+        self.state.lock().view()
+    }
+
+    /// [`Core::latest`], unless nobody knows what the last write left on the disk.
+    pub(crate) fn certain(&self) -> Result<View> {
         let state = self.state.lock();
-        let mut overlay = SmallVec::new();
-        if !state.open.rows.is_empty() {
-            overlay.push(state.open.rows.clone());
-        }
-        overlay.extend(state.closed.iter().rev().map(|group| group.rows.clone()));
-        View { stable: Arc::clone(&state.stable), overlay, version: state.last, epoch: state.epoch }
+        state.health.check().map(|()| state.view())
     }
 
     /// Gives the batch its place in the order. `view` is what it was decided on, if known: its epoch is checked, and
@@ -391,6 +391,15 @@ impl Prepared {
 }
 
 impl State {
+    fn view(&self) -> View {
+        let mut overlay = SmallVec::new();
+        if !self.open.rows.is_empty() {
+            overlay.push(self.open.rows.clone());
+        }
+        overlay.extend(self.closed.iter().rev().map(|group| group.rows.clone()));
+        View { stable: Arc::clone(&self.stable), overlay, version: self.last, epoch: self.epoch }
+    }
+
     fn sequence(&mut self, prepared: &mut Prepared, epoch: Option<u64>) -> Result<Sequenced> {
         self.health.check()?;
         if epoch.is_some_and(|epoch| epoch != self.epoch) {

@@ -60,6 +60,12 @@ impl Store {
         self.core.latest()
     }
 
+    /// [`Store::latest`], or the error that writes are refused with: after a write that failed it is not known what the
+    /// store holds until it recovered. For those who do something that cannot be undone because a row is missing.
+    pub fn certain(&self) -> Result<View> {
+        self.core.certain()
+    }
+
     /// The version of [`Store::snapshot`].
     pub fn tip(&self) -> Pos {
         self.core.stable().version

@@ -21,8 +21,8 @@ const LAYERS: &[Layer] = &[
     Layer {
         siblings: true,
         modules: &[
-            "blocking", "clock", "config", "error", "limits", "log", "metrics", "notify", "outgoing", "rng", "schema",
-            "signing", "stored",
+            "blocking", "clock", "config", "dirs", "error", "limits", "log", "metrics", "notify", "outgoing", "rng",
+            "schema", "signing", "stored",
         ],
     },
     Layer { siblings: false, modules: &["auth"] },

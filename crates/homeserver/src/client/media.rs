@@ -422,6 +422,13 @@ mod tests {
             Self { app: App::in_memory(config), dir }
         }
 
+        fn on(disk: &store::MemoryDisk) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let mut config = Config::new(ruma::owned_server_name!("hs.test"));
+            config.media.dir = Some(dir.path().to_owned());
+            Self { app: App::on_memory_disk(config, disk.clone()), dir }
+        }
+
         async fn ask<F, A>(&self, handler: F, call: Call<'_>) -> Answer
         where
             F: Fn(RawCtx) -> A,
@@ -946,17 +953,42 @@ mod tests {
 
     #[tokio::test]
     async fn an_upload_whose_row_is_not_committed_leaves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut config = Config::new(ruma::owned_server_name!("hs.test"));
-        config.media.dir = Some(dir.path().to_owned());
-        let (disk, rng) = (store::MemoryDisk::new(), crate::rng::Rng::seeded(1));
-        let key = crate::signing::generate(&rng).unwrap().key_pair().unwrap();
-        let store = store::Store::open(disk.clone()).unwrap();
-        let app = App::new(config, store, key, crate::clock::Clock::manual(0), rng);
-        let site = Site { app, dir };
+        let disk = store::MemoryDisk::new();
+        let site = Site::on(&disk);
         disk.set_full(true);
-        let answer = site.ask(upload, call("alice", "", &[]).body("x")).await;
+        for _ in 0..2 {
+            let answer = site.ask(upload, call("alice", "", &[]).body("x")).await;
+            assert!(answer.status.is_server_error(), "{answer:?}");
+            assert_eq!(site.files().0.len(), 1, "nobody knows yet what came of it, and nothing more is taken");
+        }
+        disk.set_full(false);
+        until(&site, || site.files() == (vec![], vec![])).await;
+    }
+
+    #[tokio::test]
+    async fn an_upload_whose_row_turns_out_to_be_there_keeps_its_file() {
+        let disk = store::MemoryDisk::new();
+        let site = Site::on(&disk);
+        disk.set_faults(store::Faults { unknown_written: 1.0, ..store::Faults::default() });
+        let answer = site.ask(upload, call("alice", "", &[]).body("here")).await;
         assert!(answer.status.is_server_error(), "{answer:?}");
-        assert_eq!(site.files(), (vec![], vec![]));
+        disk.set_faults(store::Faults::default());
+        until(&site, || site.app.store.health().is_ok() && site.files().1.is_empty()).await;
+        use store::Read as _;
+        let read = site.app.store.snapshot();
+        let (media_id, _) = read.first(&crate::schema::MEDIA, crate::schema::MEDIA.all()).unwrap().unwrap();
+        let answer = site.get(&media_id).await;
+        assert_eq!((answer.status.as_u16(), &*answer.body), (200, &b"here"[..]), "never a row without a file");
+    }
+
+    /// Waits for something that happens in the background, some time later.
+    async fn until(site: &Site, so: impl Fn() -> bool) {
+        let wait = async {
+            while !so() {
+                site.app.clock.advance(Duration::from_secs(1));
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap();
     }
 }

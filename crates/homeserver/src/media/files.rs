@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::headers::hex;
+use crate::dirs;
 use crate::rng::Rng;
 
 pub type Sha256 = [u8; 32];
@@ -48,7 +49,7 @@ impl Files {
         mut wanted: impl FnMut(&Sha256) -> Result<bool, E>,
     ) -> Result<Self, E> {
         let incoming = root.join("incoming");
-        fs::create_dir_all(&incoming)?;
+        dirs::make(&incoming)?;
         let files = Self(Arc::new(Inner {
             root: root.to_owned(),
             incoming,
@@ -256,6 +257,8 @@ struct Writing {
     file: File,
     hash: ring::digest::Context,
     size: u64,
+    /// It stays where it is.
+    left: bool,
 }
 
 impl Writing {
@@ -263,7 +266,7 @@ impl Writing {
         let path = files.0.incoming.join(files.0.rng.alphanumeric(20));
         let file = File::options().write(true).create_new(true).open(&path)?;
         let hash = ring::digest::Context::new(&ring::digest::SHA256);
-        Ok(Self { files: files.clone(), path, file, hash, size: 0 })
+        Ok(Self { files: files.clone(), path, file, hash, size: 0, left: false })
     }
 
     fn write(&mut self, data: &[u8]) -> io::Result<()> {
@@ -290,12 +293,15 @@ impl Writing {
             Err(error) => return Err(error),
         }
         sync_dir(&dir)?;
-        Ok(Placed { sha256, size_bytes: self.size, _held: held, _writing: self })
+        Ok(Placed { sha256, size_bytes: self.size, _held: held, writing: self })
     }
 }
 
 impl Drop for Writing {
     fn drop(&mut self) {
+        if self.left {
+            return;
+        }
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "an unfinished file could not be removed");
         }
@@ -308,7 +314,26 @@ pub struct Placed {
     pub sha256: Sha256,
     pub size_bytes: u64,
     _held: Held,
-    _writing: Writing,
+    writing: Writing,
+}
+
+impl Placed {
+    /// Lets go of the file, so that it can be collected, but not of its second name yet.
+    pub fn release(mut self) -> SecondName {
+        self.writing.left = true;
+        SecondName(self.writing)
+    }
+}
+
+/// The second name of a file in place, see [`Writing::place`]. Dropping it leaves it to the next start to find out whether
+/// a row came of the file.
+pub struct SecondName(Writing);
+
+impl SecondName {
+    /// It is known what came of the file.
+    pub fn remove(mut self) {
+        self.0.left = false;
+    }
 }
 
 struct Held {

@@ -34,7 +34,7 @@ pub mod marks;
 pub mod mxc;
 pub mod thumbnail;
 
-pub use files::{Files, Incoming, Placed, Reading, Sha256};
+pub use files::{Files, Incoming, Placed, Reading, SecondName, Sha256};
 pub use mxc::MediaId;
 pub use thumbnail::{Ask, Method};
 
@@ -42,6 +42,8 @@ pub use thumbnail::{Ask, Method};
 const UNUSED_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// Nobody waits longer than this for somebody else's upload.
 const MAX_WAIT: Duration = Duration::from_secs(60);
+/// How often it is looked whether a file of doubt has a row.
+const DOUBT: Duration = Duration::from_secs(5);
 /// Pictures that are made smaller at the same time.
 const THUMBNAILERS: usize = 2;
 /// All that are decoded at the same time together have no more pixels than the largest one may have.
@@ -131,7 +133,7 @@ impl Media {
     async fn opened(&self) -> io::Result<&Files> {
         let open = async || {
             let (dir, rng, store) = (self.dir.clone(), self.rng.clone(), self.store.clone());
-            let wanted = move |sha256: &Sha256| is_wanted(&store.latest(), sha256).map_err(io::Error::other);
+            let wanted = move |sha256: &Sha256| is_wanted(&store, sha256);
             files::blocking(move || Files::open(&dir, rng, wanted)).await
         };
         self.files.get_or_try_init(open).await
@@ -142,8 +144,9 @@ impl Media {
         self.settings.max_upload.get()
     }
 
-    /// A file to receive an upload into.
+    /// A file to receive an upload into. There is none while the store could not keep its row.
     pub async fn incoming(&self) -> Result<Incoming> {
+        self.store.health()?;
         Ok(self.files().await?.incoming())
     }
 
@@ -201,7 +204,7 @@ impl Media {
                 Ok::<_, Error>(())
             })
             .await;
-        self.settle(placed, committed).await
+        self.settle(placed, committed).await.map(drop)
     }
 
     fn row(&self, user_id: &UserId, placed: &Placed, about: &About) -> schema::Media {
@@ -216,17 +219,28 @@ impl Media {
         }
     }
 
-    /// Lets go of a file; removes it if no row came of it.
-    async fn settle<T>(&self, placed: Placed, committed: Result<::store::Committed<T>>) -> Result<()> {
+    /// Lets go of a file; removes it if no row came of it. A commit that failed on its way to the disk may have got there
+    /// all the same: that is found out as soon as the store knows, or by the next start.
+    async fn settle<T>(&self, placed: Placed, committed: Result<T>) -> Result<T> {
         let sha256 = placed.sha256;
-        drop(placed);
-        match committed {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                self.collect(vec![sha256]).await?;
-                Err(error)
+        let second_name = placed.release();
+        match &committed {
+            Ok(_) => second_name.remove(),
+            Err(_) => {
+                let doubt =
+                    Doubt { files: self.files().await?.clone(), store: self.store.clone(), sha256, second_name };
+                if let Err(doubt) = doubt.resolve().await {
+                    let (clock, shutdown) = (self.clock.clone(), self.shutdown.clone());
+                    tokio::spawn(async move {
+                        tokio::select! {
+                            () = doubt.resolve_later(&clock) => {}
+                            () = shutdown.cancelled() => {}
+                        }
+                    });
+                }
             }
         }
+        committed
     }
 
     // ---- downloading ---------------------------------------------------------------------------------------------
@@ -311,8 +325,7 @@ impl Media {
                     content_type: content_type.to_owned(),
                 };
                 let kept = self.keep_thumbnail(source, key, &made).await;
-                drop(placed);
-                kept?;
+                self.settle(placed, kept).await?;
                 Ok(made)
             }
         }
@@ -411,11 +424,45 @@ impl Media {
         let (all, store) = (self.files().await?.clone(), self.store.clone());
         let work = files::blocking(move || {
             for sha256 in &files {
-                all.collect(sha256, |sha256| is_wanted(&store.latest(), sha256).map_err(io::Error::other))?;
+                all.collect(sha256, |sha256| is_wanted(&store, sha256))?;
             }
             Ok(())
         });
         work.await.map_err(Error::internal)
+    }
+}
+
+/// A file of which nobody knows yet whether a row names it.
+struct Doubt {
+    files: Files,
+    store: Store,
+    sha256: Sha256,
+    second_name: SecondName,
+}
+
+impl Doubt {
+    /// Removes the file if no row names it. Gives the doubt back where that is not known.
+    async fn resolve(self) -> Result<(), Self> {
+        let (files, store, sha256) = (self.files.clone(), self.store.clone(), self.sha256);
+        let collect = move || files.collect(&sha256, |sha256| is_wanted(&store, sha256));
+        match files::blocking(collect).await {
+            Ok(()) => {
+                self.second_name.remove();
+                Ok(())
+            }
+            Err(_) => Err(self),
+        }
+    }
+
+    async fn resolve_later(self, clock: &Clock) {
+        let mut doubt = self;
+        loop {
+            clock.sleep(DOUBT).await;
+            match doubt.resolve().await {
+                Ok(()) => return,
+                Err(still) => doubt = still,
+            }
+        }
     }
 }
 
@@ -425,8 +472,11 @@ fn permits(pixels: u64) -> u32 {
 
 // ---- rows --------------------------------------------------------------------------------------------------------
 
-fn is_wanted(read: &impl Read, sha256: &Sha256) -> ::store::Result<bool> {
-    Ok(read.first(&schema::MEDIA_FILES, schema::MEDIA_FILES.prefix((sha256,)))?.is_some())
+/// Whether a row names a file; an error while the store does not know.
+fn is_wanted(store: &Store, sha256: &Sha256) -> io::Result<bool> {
+    let named = schema::MEDIA_FILES.prefix((sha256,));
+    let first = store.certain().and_then(|read| read.first(&schema::MEDIA_FILES, named));
+    first.map(|first| first.is_some()).map_err(io::Error::other)
 }
 
 fn put_new(tx: &mut Tx, media_id: &MediaId, row: &schema::Media) -> Result<()> {
