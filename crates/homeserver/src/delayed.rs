@@ -218,6 +218,7 @@ async fn fire(app: &App, delay_id: &str, by_ts: u64) -> Result<()> {
             return Ok(());
         };
         let sender = UserId::parse(&row.user_id).map_err(Error::internal)?;
+        check_account(room.tx, &sender)?;
         let draft = draft(app, sender, &row.kind, row.state_key.as_deref(), &row.content)?;
         let event_id =
             if row.state_key.is_some() { send::put_state(room, draft)? } else { send::put(room, draft, None)? };
@@ -227,6 +228,15 @@ async fn fire(app: &App, delay_id: &str, by_ts: u64) -> Result<()> {
     })
     .await
     .map(|_| ())
+}
+
+/// Who was shut out since sends nothing any more.
+fn check_account(tx: &Tx, user_id: &UserId) -> Result<()> {
+    match tx.get(&schema::USERS, user_id.as_str())? {
+        Some(user) if user.suspended => Err(Error::user_suspended()),
+        Some(user) if !user.locked && !user.deactivated => Ok(()),
+        _ => Err(Error::forbidden("The account that was to send this is locked or closed")),
+    }
 }
 
 /// The rules do not allow it any more, or the room is gone.

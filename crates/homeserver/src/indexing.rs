@@ -16,6 +16,8 @@ use crate::rooms::{search, threads};
 use crate::schema::{HEADS, RoomNr, SEARCHED, topic};
 
 const FOLLOWER: &str = "search";
+/// Stands where going through all rooms began, for as long as that is not done: the journal behind it stays.
+const BEGINNER: &str = "search, from the beginning";
 /// So many commits are taken together.
 const SLICE: usize = 10_000;
 /// So many rooms are looked up at once when all of them are gone through.
@@ -47,7 +49,8 @@ pub async fn run(app: App) {
 pub async fn catch_up(app: &App) -> Result<()> {
     let done = {
         let read = app.store.snapshot();
-        if is_gone(&read)? { None } else { journal::cursor(&read, FOLLOWER)? }
+        let begun = journal::cursor(&read, BEGINNER)?.is_some();
+        if begun || is_gone(&read)? { None } else { journal::cursor(&read, FOLLOWER)? }
     };
     let Some(mut done) = done else { return index_all(app).await };
     loop {
@@ -71,7 +74,7 @@ fn is_gone(read: &Snapshot) -> store::Result<bool> {
 
 /// Indexes all rooms, and follows from where that began.
 async fn index_all(app: &App) -> Result<()> {
-    let began = app.store.snapshot().version();
+    let began = begin(app).await?;
     let mut from: Option<RoomNr> = Some(0);
     while let Some(start) = from {
         let rooms: Vec<RoomNr> = {
@@ -85,7 +88,27 @@ async fn index_all(app: &App) -> Result<()> {
         }
         from = rooms.last().filter(|_| rooms.len() == ROOMS).and_then(|last| last.checked_add(1));
     }
-    advance(app, began).await
+    let mut batch = Batch::new();
+    journal::advance(&mut batch, FOLLOWER, began);
+    journal::forget(&mut batch, BEGINNER);
+    app.store.commit(batch)?.durable().await?;
+    Ok(())
+}
+
+/// Notes that all rooms are being gone through, and since when: what is written from then on is still to be followed.
+/// Who was interrupted begins with the first room again.
+async fn begin(app: &App) -> Result<Pos> {
+    let (began, now) = {
+        let read = app.store.snapshot();
+        (journal::cursor(&read, BEGINNER)?, read.version())
+    };
+    if let Some(began) = began {
+        return Ok(began);
+    }
+    let mut batch = Batch::new();
+    journal::advance(&mut batch, BEGINNER, now);
+    app.store.commit(batch)?.durable().await?;
+    Ok(now)
 }
 
 async fn advance(app: &App, version: Pos) -> Result<()> {
@@ -159,5 +182,34 @@ mod tests {
         let tip = app.store.tip();
         catch_up(app).await.unwrap();
         assert_eq!(app.store.tip(), tip);
+    }
+
+    #[tokio::test]
+    async fn going_through_all_rooms_is_followed_from_its_beginning_also_after_an_interruption() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        let app = &server.app;
+        let create = async |name: &str| {
+            let body = json!({"preset": "public_chat", "name": name});
+            let made = alice.client.post("/_matrix/client/v3/createRoom", body).await.json();
+            crate::schema::room_nr(&ruma::RoomId::parse(made["room_id"].as_str().unwrap()).unwrap())
+        };
+        create("one").await;
+        let second = create("two").await;
+        let began = begin(app).await.unwrap();
+        // What happens meanwhile is not forgotten by the journal, however long it takes.
+        create("three").await;
+        let mut batch = Batch::new();
+        journal::trim(&app.store.snapshot(), &mut batch, 0).unwrap();
+        app.store.commit(batch).unwrap().durable().await.unwrap();
+        let left = journal::read(&app.store.snapshot(), Pos::ZERO, 100).unwrap();
+        assert!(left.first().is_some_and(|entry| entry.version > began), "{left:?}");
+        // One room is done when the server stops.
+        search::index(app, second).await.unwrap();
+        catch_up(app).await.unwrap();
+        let read = app.store.snapshot();
+        assert_eq!(read.count(&SEARCHED, SEARCHED.all()).unwrap(), 3);
+        let cursors: Vec<String> = journal::cursors(&read).unwrap().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(cursors, [FOLLOWER]);
     }
 }

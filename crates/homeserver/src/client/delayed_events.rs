@@ -199,7 +199,7 @@ mod tests {
 
     use crate::App;
     use crate::delayed::{self, MAX_DELAY_MS, MAX_SCHEDULED};
-    use crate::schema::{DELAYED, DELAYED_DUE, DELAYED_OF};
+    use crate::schema::{DELAYED, DELAYED_DUE, DELAYED_OF, USERS};
     use crate::testing::{Server, User, config};
 
     const EVENTS: &str = "/_matrix/client/unstable/org.matrix.msc4140/delayed_events";
@@ -390,5 +390,35 @@ mod tests {
         let failed = bob.client.get(&format!("{EVENTS}/{lost}")).await.json();
         assert_eq!(failed["finalised"]["error"]["errcode"], "M_FORBIDDEN", "{failed}");
         assert_eq!(failed.get("event_id"), None);
+    }
+
+    #[tokio::test]
+    async fn pitfall_015_accounts_that_are_shut_out_send_nothing_later() {
+        for shut in ["suspended", "locked", "deactivated"] {
+            let (server, _runner) = server(MemoryDisk::new());
+            let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+            let room = room(&alice).await;
+            let joined = bob.client.post(&format!("/_matrix/client/v3/join/{room}"), json!({})).await;
+            assert_eq!(joined.status, 200);
+            let delay_id = put_off(&alice, &room, "a", 10_000).await;
+            let shut_out = |tx: &mut store::Tx| -> crate::error::Result<()> {
+                let mut user = tx.get(&USERS, &alice.user_id)?.unwrap();
+                user.suspended = shut == "suspended";
+                user.locked = shut == "locked";
+                user.deactivated = shut == "deactivated";
+                tx.put(&USERS, &alice.user_id, &user);
+                Ok(())
+            };
+            server.app.store.transact(shut_out).await.unwrap();
+            assert_eq!(manage(&server, &delay_id, "send").await, 403, "{shut}");
+            let over = async {
+                while server.app.store.snapshot().get(&DELAYED, &delay_id).unwrap().unwrap().end.is_none() {
+                    server.app.clock.advance(Duration::from_millis(500));
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), over).await.unwrap();
+            assert!(!is_sent(&bob, &room, "a").await, "{shut}");
+        }
     }
 }

@@ -194,8 +194,18 @@ async fn claim(mut ctx: RawCtx) -> Result<Response> {
             let claims = some.iter().map(|w| keys::claim(tx, w.user_id, w.device_id, w.algorithm));
             claims.collect::<Result<Vec<_>>>()
         });
-        let taken = some.iter().zip(taken.await?.value);
-        claimed.extend(taken.filter_map(|(wanted, key)| Some((*wanted, key?))));
+        match taken.await {
+            Ok(taken) => {
+                let taken = some.iter().zip(taken.value);
+                claimed.extend(taken.filter_map(|(wanted, key)| Some((*wanted, key?))));
+            }
+            // What was taken before is nobody else's any more, so it has to be answered.
+            Err(cause) if !claimed.is_empty() => {
+                tracing::warn!(%cause, "only some of the keys could be claimed");
+                break;
+            }
+            Err(cause) => return Err(cause),
+        }
     }
     let failures = unreachable(elsewhere.into_iter().map(|(user_id, _)| user_id));
     Ok(json_response(StatusCode::OK, answer_claim(&claimed, &failures)))
@@ -662,5 +672,30 @@ mod tests {
         let answer = changes(next(&to), next(&to)).await;
         assert_eq!(answer.json(), json!({ "changed": [], "left": [] }));
         assert_eq!(changes("x", next(&to)).await.status, 400);
+    }
+
+    #[tokio::test]
+    async fn pitfall_077_keys_that_were_claimed_are_answered_even_if_the_rest_fails() {
+        let server = Server::default();
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        for user in [&alice, &bob] {
+            upload(user, json!({ "device_keys": device_keys(user, "k"), "one_time_keys": one_time_keys(0..2) })).await;
+        }
+        // Whoever wants a key of bob's device fails, and it comes with the second commit.
+        let mut junk = store::ValueBuf::default();
+        junk.raw(&[250]);
+        let mut batch = store::Batch::new();
+        batch.put_buf(&crate::schema::KEY_COUNTS, (&bob.user_id, &bob.device_id), junk);
+        server.app.store.commit(batch).unwrap().durable().await.unwrap();
+        let mut devices: Map<String, Value> =
+            (1..CLAIMS_AT_ONCE).map(|nr| (format!("none{nr}"), json!(SIGNED))).collect();
+        devices.insert(alice.device_id.clone(), json!(SIGNED));
+        let of_bob = json!({ (bob.device_id.clone()): SIGNED });
+        let body = json!({ "one_time_keys": { (alice.user_id.clone()): devices, (bob.user_id.clone()): of_bob } });
+        let answer = alice.client.post(CLAIM, body).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let keys = &answer.json()["one_time_keys"];
+        assert!(keys[&alice.user_id][&alice.device_id].is_object(), "{keys}");
+        assert_eq!(keys.get(&bob.user_id), None);
     }
 }

@@ -37,15 +37,18 @@ async fn report_event(ctx: Ctx<report_content::v3::Request>) -> Result<report_co
     Ok(report_content::v3::Response {})
 }
 
+/// The answer is the same for rooms that are not known here: nobody learns which ones are.
 async fn report_room(ctx: Ctx<report_room::v3::Request>) -> Result<report_room::v3::Response> {
     let request = &ctx.request;
-    {
+    check_reason(&request.reason)?;
+    let known = {
         let read = ctx.app.store.snapshot();
-        let known = RoomReader::new(&ctx.app.room_cache, &read).head(&request.room_id)?.is_some();
-        known.then_some(()).ok_or_else(|| Error::not_found("There is no such room"))?;
+        RoomReader::new(&ctx.app.room_cache, &read).head(&request.room_id)?.is_some()
+    };
+    if known {
+        let about = Reported::Room { room_id: request.room_id.to_string() };
+        keep(&ctx.app, &ctx.requester, about, &request.reason).await?;
     }
-    let about = Reported::Room { room_id: request.room_id.to_string() };
-    keep(&ctx.app, &ctx.requester, about, &request.reason).await?;
     Ok(report_room::v3::Response {})
 }
 
@@ -61,10 +64,15 @@ async fn report_user(ctx: Ctx<report_user::v3::Request>) -> Result<report_user::
     Ok(report_user::v3::Response {})
 }
 
-async fn keep(app: &App, requester: &Requester, about: Reported, reason: &str) -> Result<()> {
+fn check_reason(reason: &str) -> Result<()> {
     if reason.len() > MAX_REASON {
         return Err(Error::too_large(format!("A reason has at most {MAX_REASON} bytes")));
     }
+    Ok(())
+}
+
+async fn keep(app: &App, requester: &Requester, about: Reported, reason: &str) -> Result<()> {
+    check_reason(reason)?;
     let report = Report {
         ts: app.clock.now_ms(),
         reporter: requester.user_id.to_string(),
@@ -102,7 +110,9 @@ mod tests {
         assert_eq!(refused(&report(&bob, room.path("report/$no"), json!({})).await), not_found());
         ok(&report(&bob, room.path("report"), json!({"reason": "spam"})).await);
         let nowhere = Room { user: &bob, id: "!nowhere:hs.test".to_owned() };
-        assert_eq!(refused(&report(&bob, nowhere.path("report"), json!({})).await), not_found());
+        ok(&report(&bob, nowhere.path("report"), json!({"reason": "spam"})).await);
+        let too_long = json!({"reason": "x".repeat(10_001)});
+        assert_eq!(report(&bob, nowhere.path("report"), too_long).await.status, 413, "as for any room");
         let of_user = |id: &str| format!("/_matrix/client/v3/users/{}/report", enc(id));
         ok(&report(&bob, of_user(&alice.user_id), json!({"reason": ""})).await);
         assert_eq!(refused(&report(&bob, of_user("@no:hs.test"), json!({"reason": ""})).await), not_found());

@@ -341,4 +341,36 @@ mod tests {
         let nothing = server.client.get(&format!("/_matrix/client/v1/room_summary/{}", enc("#no:hs.test"))).await;
         assert_eq!(refused(&nothing), not_found());
     }
+
+    #[tokio::test]
+    async fn pitfall_056_children_are_shown_up_to_so_many_bytes() {
+        let server = Server::default();
+        let [alice] = users(&server).await;
+        let top = space(&alice).await;
+        let mut wide = Vec::new();
+        for _ in 0..3 {
+            let space = space(&alice).await;
+            let more = json!({"pad": "x".repeat(60_000), "via": ["hs.test"]});
+            for nr in 0..75 {
+                space.set("m.space.child", &format!("!child{nr}:hs.test"), more.clone()).await;
+            }
+            top.adopt(&space, json!({})).await;
+            wide.push(space);
+        }
+        // A page of three spaces would be more than 12 MiB.
+        let (mut rooms, mut from) = (Vec::new(), String::new());
+        loop {
+            let page = ok(&top.hierarchy(&format!("limit=50{from}")).await);
+            assert!(page.to_string().len() < 9 << 20, "{}", page.to_string().len());
+            for room in page["rooms"].as_array().unwrap() {
+                assert!(room["children_state"].as_array().unwrap().len() < 72);
+                rooms.push(room["room_id"].as_str().unwrap().to_owned());
+            }
+            match page["next_batch"].as_str() {
+                Some(next) => from = format!("&from={}", enc(next)),
+                None => break,
+            }
+        }
+        assert_eq!(rooms.len(), 4, "each is there once");
+    }
 }

@@ -4,6 +4,7 @@ use ::rooms::create::{CreateError, CreateRequest, InitialState, Person, Preset, 
 use ::rooms::event::{room_id_is_create_hash, rules};
 use ruma::api::client::room::Visibility;
 use ruma::api::client::room::create_room::v3::{Request, RoomPreset};
+use ruma::events::TimelineEventType;
 use ruma::serde::Raw;
 use ruma::{
     CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId, RoomVersionId,
@@ -14,8 +15,7 @@ use store::{Read as _, Tx};
 
 use crate::App;
 use crate::error::{Error, ErrorCode, Result};
-use crate::rooms::invites;
-use crate::rooms::membership::{check_invitee, profile};
+use crate::rooms::membership::{check_invitee, invites, profile, vet};
 use crate::rooms::send::content_from;
 use crate::rooms::write::{Origin, RoomTx};
 use crate::schema::{self, Alias};
@@ -63,13 +63,16 @@ impl Wanted {
         let person = |user_id: &UserId| Person { user_id: user_id.to_owned(), profile: CanonicalJsonObject::new() };
         let mut invite: Vec<Person> = request.invite.iter().map(|user| person(user)).collect();
         invite.retain(|person| person.user_id != creator);
+        let initial_state: Vec<InitialState> =
+            request.initial_state.iter().map(initial_state).collect::<Result<_>>()?;
+        check_invites(&invite, &initial_state)?;
         let request = CreateRequest {
             version,
             creator: person(creator),
             preset,
             creation_content: raw_content(request.creation_content.as_ref())?,
             power_level_content_override: raw_content(request.power_level_content_override.as_ref())?,
-            initial_state: request.initial_state.iter().map(initial_state).collect::<Result<_>>()?,
+            initial_state,
             canonical_alias: alias.clone(),
             name: request.name,
             topic: request.topic,
@@ -84,9 +87,6 @@ impl Wanted {
         let version = &self.request.version;
         let rules = rules(version).ok_or_else(|| Error::internal("a room version without rules"))?;
         let mut request = self.request.clone();
-        for person in &request.invite {
-            invites::check(tx, &request.creator.user_id, &person.user_id)?;
-        }
         for person in std::iter::once(&mut request.creator).chain(&mut request.invite) {
             person.profile = profile(tx, &person.user_id)?;
         }
@@ -99,7 +99,14 @@ impl Wanted {
         let mut drafts = plan(request, rules).map_err(plan_error)?.into_iter();
         let create = drafts.next().ok_or_else(|| Error::internal("a room without events"))?;
         let mut room = RoomTx::found(app, tx, version, create, self.room_id.clone())?;
-        for draft in drafts {
+        // The creator's own join comes next, and needs nobody's leave.
+        for draft in drafts.by_ref().take(1) {
+            room.append(draft, Origin::default())?;
+        }
+        for mut draft in drafts {
+            if draft.kind == TimelineEventType::RoomMember {
+                vet(&room, &mut draft)?;
+            }
             room.append(draft, Origin::default())?;
         }
         let (room_id, nr) = (room.room_id.clone(), room.nr);
@@ -132,10 +139,16 @@ fn check(app: &App, request: &Request) -> Result<()> {
     if !request.invite_3pid.is_empty() {
         return Err(Error::forbidden("People cannot be invited by address: there is no identity server"));
     }
-    if request.invite.len() > MAX_INVITES {
+    request.invite.iter().try_for_each(|user| check_invitee(app, user))
+}
+
+/// Bounds how many people a request invites, in whichever way it does.
+fn check_invites(invite: &[Person], initial_state: &[InitialState]) -> Result<()> {
+    let is_invite = |entry: &&InitialState| entry.kind == TimelineEventType::RoomMember && invites(&entry.content);
+    if invite.len() + initial_state.iter().filter(is_invite).count() > MAX_INVITES {
         return Err(Error::invalid_param(format!("A room can be made with {MAX_INVITES} invites at most")));
     }
-    request.invite.iter().try_for_each(|user| check_invitee(app, user))
+    Ok(())
 }
 
 fn local_alias(app: &App, name: &str) -> Result<OwnedRoomAliasId> {

@@ -20,6 +20,13 @@ use crate::stored::{Head, StoredEvent};
 const MAX_ROOMS: usize = 2_000;
 /// The most state events of a space that are looked at for its children.
 const MAX_STATE: usize = 10_000;
+/// They are read in pieces of so many.
+const PIECE: usize = 64;
+/// The most bytes of state that are read for one page. Spaces that come after that have no children.
+const MAX_READ_BYTES: usize = 64 << 20;
+/// The most bytes of children that one space shows, and that a page shows.
+const MAX_CHILDREN_BYTES: usize = 4 << 20;
+const MAX_PAGE_BYTES: usize = 8 << 20;
 
 /// What somebody wants to know of a space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,31 +63,42 @@ pub fn read<R: Read>(
     limit: usize,
 ) -> Result<(Vec<Entry>, Option<From>)> {
     let next = vec![(room_nr(space), 0)];
-    let mut walk = Walk { reader, user_id, wanted, seen: HashSet::new(), next };
+    let mut walk = Walk { reader, user_id, wanted, seen: HashSet::new(), next, left_bytes: MAX_READ_BYTES };
     // Without the room that the last page ended with, the count has to do.
-    let (mut passed, mut page): (Vec<Room>, Vec<Room>) = (Vec::new(), Vec::new());
+    let (mut passed, mut page) = (Vec::new(), Page { rooms: Vec::new(), bytes: 0, limit });
     let mut found = from.is_none();
     while let Some(room) = walk.step()? {
         let last = from.is_some_and(|from| from.last == room.nr);
         if found {
-            page.push(room)
+            page.push(room);
         } else {
-            passed.push(room)
+            passed.push((room.nr, room.head));
         }
         found |= last;
-        if page.len() > limit {
+        if page.is_full() {
             break;
         }
     }
-    if page.is_empty() && passed.is_empty() {
+    if page.rooms.is_empty() && passed.is_empty() {
         return Err(Error::forbidden("You may not see this room"));
     }
     let start = if found { passed.len() } else { from.map_or(0, |from| from.count) };
     if !found {
-        page = passed.into_iter().skip(start).take(limit + 1).collect();
+        walk.left_bytes = MAX_READ_BYTES;
+        for (nr, head) in passed.into_iter().skip(start) {
+            let children = walk.children(nr, &head)?;
+            page.push(Room { nr, head, children });
+            if page.is_full() {
+                break;
+            }
+        }
     }
-    let more = page.len() > limit;
-    page.truncate(limit);
+    let more = page.is_full();
+    let mut page = page.rooms;
+    if more {
+        // One too many, which shows that there is more.
+        page.pop();
+    }
     let next = page.last().filter(|_| more).map(|last| From { wanted, count: start + page.len(), last: last.nr });
     let entry = |room: Room| Ok(Entry { summary: summary::of(reader, room.nr, &room.head)?, children: room.children });
     Ok((page.into_iter().map(entry).collect::<Result<_>>()?, next))
@@ -92,6 +110,25 @@ struct Room {
     children: Vec<StoredEvent>,
 }
 
+/// A page and one room more, if there is one. No room alone is too much for a page.
+struct Page {
+    rooms: Vec<Room>,
+    /// Of all children.
+    bytes: usize,
+    limit: usize,
+}
+
+impl Page {
+    fn push(&mut self, room: Room) {
+        self.bytes += room.children.iter().map(|child| child.client().len()).sum::<usize>();
+        self.rooms.push(room);
+    }
+
+    fn is_full(&self) -> bool {
+        self.rooms.len() > self.limit || self.bytes > MAX_PAGE_BYTES
+    }
+}
+
 struct Walk<'a, R> {
     reader: RoomReader<'a, R>,
     user_id: Option<&'a UserId>,
@@ -99,6 +136,8 @@ struct Walk<'a, R> {
     seen: HashSet<RoomNr>,
     /// Rooms and their depths; what comes next is last.
     next: Vec<(RoomNr, u32)>,
+    /// Bytes of state that may still be read.
+    left_bytes: usize,
 }
 
 impl<R: Read> Walk<'_, R> {
@@ -119,7 +158,7 @@ impl<R: Read> Walk<'_, R> {
     }
 
     /// A room, if it is known here and the user may know of it.
-    fn room(&self, nr: RoomNr) -> Result<Option<Room>> {
+    fn room(&mut self, nr: RoomNr) -> Result<Option<Room>> {
         let Some(head) = self.reader.head_of(nr)? else { return Ok(None) };
         let hidden = |user_id| summary::may_know(self.reader, Some(user_id), nr, &head).map(|known| !known);
         if self.user_id.map(hidden).transpose()? == Some(true) {
@@ -129,7 +168,7 @@ impl<R: Read> Walk<'_, R> {
         Ok(Some(Room { nr, head, children }))
     }
 
-    fn children(&self, nr: RoomNr, head: &Head) -> Result<Vec<StoredEvent>> {
+    fn children(&mut self, nr: RoomNr, head: &Head) -> Result<Vec<StoredEvent>> {
         let create = self.reader.state_event(nr, head.state, "m.room.create", "")?;
         let is_space = create.is_some_and(|create| content_field::<&str>(&create, "type") == Some("m.space"));
         if !is_space {
@@ -139,9 +178,20 @@ impl<R: Read> Walk<'_, R> {
         positions.sort_unstable();
         positions.truncate(MAX_STATE);
         let mut children: Vec<(Child, StoredEvent)> = Vec::new();
-        for (_, event) in self.reader.events_at(nr, &positions)? {
-            let child = Child::of(&event).filter(|child| child.suggested || !self.wanted.suggested_only);
-            children.extend(child.map(|child| (child, event)));
+        let mut bytes = 0;
+        for piece in positions.chunks(PIECE) {
+            if self.left_bytes == 0 || bytes > MAX_CHILDREN_BYTES {
+                break;
+            }
+            for (_, event) in self.reader.events_at(nr, piece)? {
+                self.left_bytes = self.left_bytes.saturating_sub(event.client().len());
+                let child = Child::of(&event).filter(|child| child.suggested || !self.wanted.suggested_only);
+                let Some(child) = child else { continue };
+                bytes += event.client().len();
+                if bytes <= MAX_CHILDREN_BYTES {
+                    children.push((child, event));
+                }
+            }
         }
         children.sort_by(|(a, _), (b, _)| a.place().cmp(&b.place()));
         Ok(children.into_iter().map(|(_, event)| event).collect())

@@ -99,6 +99,11 @@ fn follow_upgrade(room: &mut RoomTx<'_>, user_id: &UserId, follow: Follow) -> Re
     Ok(())
 }
 
+/// Whether the content of a member event invites somebody.
+pub fn invites(content: &CanonicalJsonObject) -> bool {
+    content.get("membership").and_then(CanonicalJsonValue::as_str) == Some("invite")
+}
+
 /// Holds a member event that a client wrote itself to what the endpoints for joins and invites hold to. Who vouches for a
 /// join is this server's to say, never the client's.
 pub fn vet(room: &RoomTx<'_>, member: &mut Draft) -> Result<()> {
@@ -110,7 +115,8 @@ pub fn vet(room: &RoomTx<'_>, member: &mut Draft) -> Result<()> {
     };
     let current = membership(room, &target)?;
     match wanted {
-        Member::Invite if current != Member::Invite => {
+        // Also who is invited already: the invite would be told to them anew, in other words.
+        Member::Invite => {
             check_invitee(room.app, &target)?;
             invites::check(room.tx, &member.sender, &target)
         }

@@ -143,6 +143,10 @@ fn check_redaction(room: &RoomTx<'_>, draft: &Draft) -> Result<()> {
     let at = room.reader().find(room.nr, redacts)?.ok_or_else(|| Error::not_found("There is no such event"))?;
     let target = room.tx.get(&schema::EVENTS, (room.nr, at))?.ok_or_else(|| Error::not_found("No such event"))?;
     let sender = UserId::parse(target.sender()).map_err(Error::internal)?;
+    let account = room.tx.get(&schema::USERS, draft.sender.as_str())?;
+    if sender != draft.sender && account.is_some_and(|account| account.suspended) {
+        return Err(Error::user_suspended());
+    }
     if may_redact(&draft.sender, &sender, &room.power()?) {
         Ok(())
     } else {

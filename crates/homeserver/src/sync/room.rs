@@ -83,7 +83,7 @@ impl Collector<'_> {
         let start = window.events.first().map_or(head.state, |(_, event)| event.before());
         let wanted = Wanted { base, start, end: head.state, window: &window, heroes };
         room.state = self.state(nr, &head.room_id, &wanted)?;
-        room.timeline = self.viewer().timeline(nr, window, &sight)?;
+        room.timeline = self.viewer().timeline(nr, window, &sight, self.version)?;
         if room.timeline.limited {
             self.viewer().bundle(nr, &mut room.timeline, sight, self.style())?;
         }
@@ -121,7 +121,7 @@ impl Collector<'_> {
                 base: None,
                 complete: true,
             };
-            room.timeline = self.viewer().timeline(nr, window, &sight)?;
+            room.timeline = self.viewer().timeline(nr, window, &sight, left.unwrap_or(member.event))?;
             return Ok(Some(room));
         };
         let since = since.filter(|_| was == Some(MembershipState::Join));
@@ -135,7 +135,7 @@ impl Collector<'_> {
             // What became of the membership since is told, but nothing of what happened around it.
             window.events.extend(self.rooms.event(nr, member.event)?.map(|event| (member.event, event)));
         }
-        room.timeline = self.viewer().timeline(nr, window, &sight)?;
+        room.timeline = self.viewer().timeline(nr, window, &sight, left)?;
         Ok(Some(room))
     }
 

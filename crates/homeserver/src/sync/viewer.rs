@@ -95,8 +95,8 @@ impl<'a> Viewer<'a> {
         Ok(!event.hidden() && !ignored && sight.may_see(at, event)?)
     }
 
-    /// The events of a window with what is said about them.
-    pub fn timeline(&self, nr: RoomNr, window: Window, sight: &Sight<'_, Snapshot>) -> Result<Timeline> {
+    /// The events of a window with what is said about them. `until` is as far as the user sees the room.
+    pub fn timeline(&self, nr: RoomNr, window: Window, sight: &Sight<'_, Snapshot>, until: Pos) -> Result<Timeline> {
         let mut events = Vec::with_capacity(window.events.len());
         for (at, event) in window.events {
             let mut shown = Shown::plain(at, event);
@@ -107,8 +107,11 @@ impl<'a> Viewer<'a> {
             {
                 shown.replaced = Some(event);
             }
-            if let Some(by) = shown.event.redacted_by() {
-                shown.redaction = self.rooms.event(nr, by)?;
+            if let Some(by) = shown.event.redacted_by().filter(|by| *by <= until)
+                && let Some(event) = self.rooms.event(nr, by)?
+                && sight.may_see(by, &event)?
+            {
+                shown.redaction = Some(event);
             }
             events.push(shown);
         }

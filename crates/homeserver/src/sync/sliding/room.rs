@@ -174,7 +174,7 @@ impl Visitor<'_> {
             room_id,
             outside: visit.member.joined.is_none() && !visit.member.was_joined,
             required_state: vec![(at, event)],
-            timeline: Some(self.viewer.timeline(visit.room, window, &sight)?),
+            timeline: Some(self.viewer.timeline(visit.room, window, &sight, at)?),
             num_live: usize::from(self.seen.is_some_and(|seen| seen < at)),
             bump_stamp: at,
             ..Room::default()
@@ -214,7 +214,7 @@ impl Visitor<'_> {
             return Ok(None);
         }
         if room.initial || news {
-            let mut timeline = viewer.timeline(nr, window, &sight)?;
+            let mut timeline = viewer.timeline(nr, window, &sight, reach.until)?;
             if timeline.limited {
                 viewer.bundle(nr, &mut timeline, sight, self.style)?;
             }

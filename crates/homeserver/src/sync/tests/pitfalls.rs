@@ -918,3 +918,27 @@ async fn pitfall_050_what_relates_to_an_event_comes_with_it_where_the_timeline_i
     assert_eq!(bundled(&client.next().await), Value::Null);
     assert_eq!(bundled(&Client::filtered(&alice, &json!({"room": {"timeline": {"limit": 2}}})).next().await), edit);
 }
+
+#[tokio::test]
+async fn pitfall_046_who_left_does_not_see_who_redacted_something_later() {
+    let world = World::new();
+    let (alice, bob) = (world.user("alice").await, world.user("bob").await);
+    let room = world.public(&alice).await;
+    world.join(&bob, &room).await;
+    let said = world.say(&alice, &room, "hello").await;
+    let redact = async |event_id: &str, reason: &str| {
+        let path = format!("/_matrix/client/v3/rooms/{room}/redact/{event_id}/{reason}");
+        assert_eq!(alice.client.put(&path, json!({"reason": reason})).await.status, 200);
+    };
+    let early = world.say(&alice, &room, "gone early").await;
+    redact(&early, "early").await;
+    world.leave(&bob, &room).await;
+    redact(&said, "late").await;
+    let leavers = json!({"room": {"include_leave": true, "timeline": {"limit": 50}}});
+    let answer = Client::filtered(&bob, &leavers).next().await;
+    let events = answer["rooms"]["leave"][&room]["timeline"]["events"].as_array().unwrap();
+    let find = |id: &str| events.iter().find(|event| event["event_id"] == *id).unwrap();
+    assert_eq!(find(&early)["unsigned"]["redacted_because"]["content"]["reason"], "early");
+    assert_eq!(find(&said)["content"], json!({}));
+    assert_eq!(find(&said)["unsigned"].get("redacted_because"), None, "{}", find(&said));
+}
