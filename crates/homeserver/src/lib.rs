@@ -36,5 +36,6 @@ pub mod sync;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod users;
+pub mod web;
 
 pub use services::{App, Services, StartError};

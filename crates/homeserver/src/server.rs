@@ -15,6 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api;
 use crate::appservice;
+use crate::blocking;
 use crate::clock::Clock;
 use crate::config::{Config, Listener};
 use crate::delayed;
@@ -95,6 +96,11 @@ impl Server {
             let door = Door { router, trusted_proxies: Arc::new([]), certificate: None };
             tokio::spawn(connections.clone().serve_tcp(listener, door));
         }
+        let loading = app.clone();
+        blocking::run(move || loading.web.load())
+            .await
+            .map_err(|cause| StartError::Other(cause.to_string()))?
+            .map_err(StartError::Other)?;
         let media_dir = app.config.media_dir();
         app.media.start().await.map_err(file(|| format!("media directory {}", media_dir.display())))?;
         app.tasks.spawn(jobs::run(app.clone()));
@@ -116,7 +122,7 @@ impl Server {
         &self.bound
     }
 
-    /// Reads certificates anew. A bad one is reported, and the old one stays.
+    /// Reads certificates and the web client anew. A bad one is reported, and the old one stays.
     pub fn reload(&self) {
         for certificate in &self.certificates {
             match certificate.reload() {
@@ -124,6 +130,12 @@ impl Server {
                 Err(cause) => tracing::error!(%cause, "the old certificate stays in use"),
             }
         }
+        let app = self.app.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(cause) = app.web.load() {
+                tracing::error!(%cause, "the old web client stays in use");
+            }
+        });
     }
 
     /// Long polls answer, requests under way are finished, and what is still open after the grace is dropped.

@@ -24,6 +24,7 @@ use crate::rooms::Lanes;
 use crate::rooms::read::RoomCache;
 use crate::signing;
 use crate::sync::Sync;
+use crate::web::{self, Web};
 
 #[derive(Clone)]
 pub struct App(Arc<Services>);
@@ -48,6 +49,8 @@ pub struct Services {
     pub auth: Auth,
     /// Bridges and bots, as their registration files have it.
     pub appservices: Registrations,
+    /// The web client on board.
+    pub web: Web,
     /// The one gate to the outside.
     pub outgoing: Outgoing,
     /// Cancelled when the server stops: long polls answer at once.
@@ -88,6 +91,7 @@ impl App {
             limits: Limits::new(config.rate_limits.clone(), clock.clone()),
             auth: Auth::new(&config, rng.clone()),
             outgoing: Outgoing::new(&config, &appservices),
+            web: Web::new(&config),
             metrics: Metrics::default(),
             shutdown,
             tasks: TaskTracker::new(),
@@ -131,9 +135,13 @@ impl App {
 
     /// All endpoints, over this state.
     pub fn router(&self) -> Router {
+        let routes = match self.web.is_on() {
+            true => api::routes().otherwise(web::serve),
+            false => api::routes(),
+        };
         // The list of endpoints is fixed; a test builds it, so that it cannot contradict itself here.
         #[expect(clippy::panic, reason = "the table is a constant, and a test builds it")]
-        Router::new(self.clone(), api::routes()).unwrap_or_else(|conflict| panic!("endpoints contradict: {conflict}"))
+        Router::new(self.clone(), routes).unwrap_or_else(|conflict| panic!("endpoints contradict: {conflict}"))
     }
 }
 

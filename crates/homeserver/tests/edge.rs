@@ -140,6 +140,39 @@ async fn heads_and_bodies_have_limits() {
     assert!(world.talk("nonsense\r\n\r\n").await.starts_with("HTTP/1.1 400"));
 }
 
+/// Over a real connection: what the router is told about lengths is what goes out.
+#[tokio::test]
+async fn the_web_client_is_sent_whole_and_read_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let client = dir.path().join("client");
+    std::fs::create_dir(&client).unwrap();
+    std::fs::write(client.join("index.html"), "the first").unwrap();
+    std::fs::write(client.join("large.js"), vec![b'x'; 1 << 20]).unwrap();
+    let mut config = Config::new("hs.test".try_into().unwrap());
+    config.data_dir = dir.path().to_owned();
+    config.listeners[0].bind = "127.0.0.1:0".parse().unwrap();
+    config.web.dir = Some(client.clone());
+    let world = World { server: Server::start(App::in_memory(config)).await.unwrap(), dir };
+    let ask = async |method: &str, path: &str| {
+        world.talk(&format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await
+    };
+    let answer = ask("GET", "/").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\nthe first"), "{answer}");
+    assert_eq!(ask("GET", "/large.js").await.matches('x').count() >> 20, 1);
+    let head = ask("HEAD", "/large.js").await;
+    assert!(head.contains("content-length: 1048576\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+
+    std::fs::remove_file(client.join("index.html")).unwrap();
+    world.server.reload();
+    std::fs::write(client.join("index.html"), "the second one").unwrap();
+    world.server.reload();
+    let end = Instant::now() + Duration::from_secs(20);
+    while !ask("GET", "/").await.ends_with("the second one") {
+        assert!(Instant::now() < end, "not read anew");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn slow_and_silent_clients_are_let_go() {
     let world = start(|config, _| {

@@ -67,26 +67,31 @@ fn python(suite: &str) -> Result<String> {
 }
 
 /// The Node.js that the lock file names, with the SDK beside it.
-fn node() -> Result<String> {
+pub(crate) fn node() -> Result<String> {
     let folder = js_folder();
-    let installed = folder.join("node_modules/.package-lock.json");
-    let wanted = folder.join("package-lock.json");
-    let newer = |a: &Path, b: &Path| Ok::<_, std::io::Error>(a.metadata()?.modified()? >= b.metadata()?.modified()?);
-    if !newer(&installed, &wanted).unwrap_or(false) {
-        let mut command =
-            run::command("npm", ["ci", "--prefer-offline", "--no-audit", "--no-fund", "--loglevel=error"]);
-        command.current_dir(&folder);
-        run::step("npm ci (matrix-js-sdk)", command)?;
-    }
+    npm_ci(&folder, "matrix-js-sdk")?;
     let machine = if std::env::consts::ARCH == "aarch64" { "arm64" } else { "x64" };
     let pinned = folder.join(format!("node_modules/node-linux-{machine}/bin/node"));
     if pinned.exists() { text(&pinned) } else { Ok("node".into()) }
+}
+
+/// Brings the packages that a folder's lock file names, unless they are there.
+pub(crate) fn npm_ci(folder: &Path, what: &str) -> Result<()> {
+    let installed = folder.join("node_modules/.package-lock.json");
+    let wanted = folder.join("package-lock.json");
+    let newer = |a: &Path, b: &Path| Ok::<_, std::io::Error>(a.metadata()?.modified()? >= b.metadata()?.modified()?);
+    if newer(&installed, &wanted).unwrap_or(false) {
+        return Ok(());
+    }
+    let mut command = run::command("npm", ["ci", "--prefer-offline", "--no-audit", "--no-fund", "--loglevel=error"]);
+    command.current_dir(folder);
+    run::step(&format!("npm ci ({what})"), command)
 }
 
 fn js_folder() -> PathBuf {
     run::root().join("tests/clients/js-sdk")
 }
 
-fn text(path: &Path) -> Result<String> {
+pub(crate) fn text(path: &Path) -> Result<String> {
     path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()))
 }

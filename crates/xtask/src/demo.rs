@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use crate::{clients, needs, run};
+use crate::{clients, needs, run, web};
 
 const PASSWORD: &str = "lighthouse";
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -22,17 +22,21 @@ const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const PORT: u16 = 8008;
 
 pub(crate) fn demo(args: &[String]) -> Result<()> {
-    let profile = match args {
-        [] => "debug",
-        [flag] if flag == "--release" => "release",
-        _ => bail!("usage: cargo xtask demo [--release]"),
-    };
+    let (mut profile, mut with_web) = ("debug", false);
+    for arg in args {
+        match arg.as_str() {
+            "--release" => profile = "release",
+            "--web" => with_web = true,
+            _ => bail!("usage: cargo xtask demo [--release] [--web]"),
+        }
+    }
     needs::build()?;
+    let web_client = if with_web { Some(web::client()?) } else { None };
     let binary = clients::server_binary(profile)?;
     let folder = run::target_dir().join("demo");
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder)?;
-    let (mut server, address) = start(&binary, &folder)?;
+    let (mut server, address) = start(&binary, &folder, web_client.as_deref())?;
     if let Err(error) = introduce(&address, &folder) {
         server.kill()?;
         server.wait()?;
@@ -45,14 +49,17 @@ pub(crate) fn demo(args: &[String]) -> Result<()> {
 }
 
 /// Starts the server and waits until it answers; returns its address.
-fn start(binary: &Path, folder: &Path) -> Result<(Child, String)> {
-    let free = std::net::TcpListener::bind(("127.0.0.1", PORT)).is_ok();
-    let settings = format!(
-        "server_name = \"demo.local\"\ndata_dir = {:?}\n\n[[listeners]]\nbind = \"127.0.0.1:{}\"\n\n\
+fn start(binary: &Path, folder: &Path, web_client: Option<&Path>) -> Result<(Child, String)> {
+    let port = TcpListener::bind(("127.0.0.1", PORT)).or_else(|_| TcpListener::bind(("127.0.0.1", 0)))?;
+    let port = port.local_addr()?.port();
+    let mut settings = format!(
+        "server_name = \"demo.local\"\ndata_dir = {:?}\n\n[[listeners]]\nbind = \"127.0.0.1:{port}\"\n\n\
          [registration]\nmode = \"open\"\n",
         folder.join("data"),
-        if free { PORT } else { 0 },
     );
+    if let Some(dir) = web_client {
+        settings += &format!("\n[web]\ndir = {dir:?}\n\n[well_known]\nclient_base_url = \"http://127.0.0.1:{port}\"\n");
+    }
     let (config, ready, log) = (folder.join("skerry.toml"), folder.join("ready.json"), folder.join("server.log"));
     std::fs::write(&config, settings)?;
     let mut server = Command::new(binary)
@@ -91,7 +98,7 @@ fn introduce(address: &str, folder: &Path) -> Result<()> {
         "
 Skerry is running.
 
-  URL       http://{address}   (point a Matrix client at it)
+  URL       http://{address}   (point a Matrix client at it; with --web, open it in a browser)
   logins    alice / {PASSWORD}
             bob   / {PASSWORD}
   folder    {} (data, settings, server.log; emptied by the next demo)

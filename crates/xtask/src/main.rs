@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod arrows;
+mod browser;
 mod ci;
 mod clients;
 mod demo;
@@ -17,17 +18,19 @@ mod run;
 mod selfcheck;
 mod source;
 mod suites;
+mod web;
 
 use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: cargo xtask <verb>
 
-  demo [--release]          build, start a server on loopback with two ready users, run until Ctrl-C
-  test [--only SUITE]...    every test; SUITE: unit, clients, crash
+  demo [--release] [--web]  build, start a server on loopback with two ready users, run until Ctrl-C
+  test [--only SUITE]...    every test; SUITE: unit, clients, browser, crash
   ci                        format, clippy, doc drift, crate arrows, licences
   self-check                the repository's checks of itself (also part of `test`)
   sim --seed N [--seeds M]  replay simulated worlds N, N+1, ... (M of them)
+  web [FOLDER]              make the web client, to be served by `[web] dir`
   bench [ARGS]              criterion benchmarks; ARGS go to cargo bench
   docs                      write the generated documents from the code
 
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         "ci" => ci::ci(),
         "self-check" => selfcheck::verb(),
         "sim" => suites::sim(rest),
+        "web" => web::verb(rest),
         "bench" => suites::bench(rest),
         "docs" => docs::write(),
         "help" | "--help" | "-h" => {

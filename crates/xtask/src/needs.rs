@@ -22,16 +22,17 @@ const BUILD: &[Need] = &[
     Need { packages: &["libclang-dev"], present: libclang },
 ];
 
-const CLIENTS: &[Need] = &[
-    Need {
-        packages: &["python3-venv", "python3-pip"],
-        present: || answers("python3", &["-c", "import venv, ensurepip"]),
-    },
-    Need {
-        packages: &["nodejs", "npm"],
-        present: || answers("node", &["--version"]) && answers("npm", &["--version"]),
-    },
-];
+const PYTHON: Need = Need {
+    packages: &["python3-venv", "python3-pip"],
+    present: || answers("python3", &["-c", "import venv, ensurepip"]),
+};
+
+const JAVASCRIPT: Need = Need {
+    packages: &["nodejs", "npm"],
+    present: || answers("node", &["--version"]) && answers("npm", &["--version"]),
+};
+
+const BROWSER: Need = Need { packages: &["chromium"], present: || answers("chromium", &["--version"]) };
 
 /// Compilers and RocksDB's bindings.
 pub(crate) fn build() -> Result<()> {
@@ -40,7 +41,17 @@ pub(crate) fn build() -> Result<()> {
 
 /// The real clients' languages.
 pub(crate) fn clients() -> Result<()> {
-    meet(CLIENTS)
+    meet(&[PYTHON, JAVASCRIPT])
+}
+
+/// What puts web pages together.
+pub(crate) fn javascript() -> Result<()> {
+    meet(&[JAVASCRIPT])
+}
+
+/// What looks at them.
+pub(crate) fn browser() -> Result<()> {
+    meet(&[JAVASCRIPT, BROWSER])
 }
 
 fn meet(needs: &[Need]) -> Result<()> {

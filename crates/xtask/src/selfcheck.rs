@@ -30,7 +30,7 @@ const LAYERS: &[Layer] = &[
     Layer { siblings: false, modules: &["delayed", "federation", "housekeeping", "indexing", "jobs", "sync"] },
     Layer { siblings: false, modules: &["appservice", "gateway"] },
     Layer { siblings: false, modules: &["http"] },
-    Layer { siblings: false, modules: &["admin", "client", "federation/server"] },
+    Layer { siblings: false, modules: &["admin", "client", "federation/server", "web"] },
     Layer { siblings: true, modules: &["api", "server"] },
 ];
 

@@ -6,13 +6,14 @@
 use anyhow::{Result, bail};
 
 use crate::run::Counts;
-use crate::{clients, needs, run};
+use crate::{browser, clients, needs, run};
 
 const KILLS: &str = "200";
 
 type Suite = fn() -> Result<(bool, Counts)>;
 
-const SUITES: &[(&str, Suite)] = &[("unit", unit), ("clients", clients::suite), ("crash", crash)];
+const SUITES: &[(&str, Suite)] =
+    &[("unit", unit), ("clients", clients::suite), ("browser", browser::suite), ("crash", crash)];
 
 /// `cargo xtask test [--only SUITE]...`
 pub(crate) fn test(args: &[String]) -> Result<()> {

@@ -20,14 +20,15 @@ async function freePort() {
 }
 
 export class Server {
-    // A server on a fresh folder, listening.
-    static async started() {
+    // A server on a fresh folder, listening; `settings` go behind the usual ones.
+    static async started(settings = "") {
         const server = new Server();
         server.folder = mkdtempSync(join(tmpdir(), "skerry-js-sdk-"));
         server.port = await freePort();
         server.url = `http://127.0.0.1:${server.port}`;
         const template = readFileSync(new URL("../../server.toml", import.meta.url), "utf8");
-        const config = template.replaceAll("{port}", server.port).replaceAll("{data}", join(server.folder, "data"));
+        const data = join(server.folder, "data");
+        const config = `${template}\n${settings}`.replaceAll("{port}", server.port).replaceAll("{data}", data);
         writeFileSync(join(server.folder, "config.toml"), config);
         await server.start();
         return server;

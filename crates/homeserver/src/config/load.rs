@@ -11,7 +11,7 @@ use figment::{Figment, Metadata, Profile, Provider, Source};
 
 use super::reference::sections;
 use super::registrations::Registrations;
-use super::{Config, RegistrationMode, Section};
+use super::{Config, RESERVED_PATHS, RegistrationMode, Section, Web};
 
 /// What is to be read.
 #[derive(Clone, Debug, Default)]
@@ -88,6 +88,9 @@ impl Config {
         if let Err(causes) = Registrations::load(&self.application_services.files, &self.server_name) {
             wrong.extend(causes.into_iter().map(|cause| ("application_services.files", cause)));
         }
+        if let Some(why) = wrong_web_path(&self.web.path) {
+            wrong.push(("web.path", why));
+        }
         if let Err(cause) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             wrong.push(("log.level", cause.to_string()));
         }
@@ -100,6 +103,23 @@ fn is_base_url(url: &str) -> bool {
     let plain = !url.contains(['?', '#', '@']) && url.bytes().all(|byte| byte.is_ascii_graphic());
     let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
     plain && rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
+}
+
+/// Why a web client cannot be served under this path.
+fn wrong_web_path(path: &str) -> Option<String> {
+    if !path.starts_with('/') {
+        return Some(format!("`{path}` does not begin with a slash"));
+    }
+    let base = Web { path: path.to_owned(), ..Web::default() }.base_path();
+    let is_plain = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b));
+    let mut names = base.trim_matches('/').split('/');
+    if base != "/" && !names.all(|name| is_plain(name) && name.bytes().any(|b| b != b'.')) {
+        return Some(format!(
+            "`{path}` is not made of names (letters, digits, `-`, `.`, `_`, `~`) between single slashes"
+        ));
+    }
+    let reserved = RESERVED_PATHS.iter().find(|reserved| base.starts_with(&format!("{reserved}/")))?;
+    Some(format!("`{reserved}` is taken"))
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {
@@ -281,6 +301,10 @@ mod tests {
         assert_eq!(config.rate_limits.join, Limit::On { per_second: 1.5, burst: 3 });
         assert_eq!(config.federation.mode, FederationMode::Isolated);
         assert_eq!(config.well_known.client_extra["a"]["b"], 1);
+        for (path, base) in [("/", "/"), ("/chat", "/chat/"), ("/a/b~1.x/", "/a/b~1.x/"), ("/accounts", "/accounts/")] {
+            let config = load(&format!("server_name = 'hs.test'\nweb.path = '{path}'")).unwrap();
+            assert_eq!(config.web.base_path(), base);
+        }
     }
 
     #[test]
@@ -300,6 +324,13 @@ mod tests {
                 wrong("[rate_limits]\nlogin = { per_second = 0.0, burst = 1 }"),
                 wrong("rooms.default_version = '99'"),
                 wrong("[log]\nlevel = 'info,a=b=c'"),
+                wrong("web.path = 'chat'"),
+                wrong("web.path = '/a b'"),
+                wrong("web.path = '/chat/../x'"),
+                wrong("web.path = '/chat//x'"),
+                wrong("web.path = '/_matrix/'"),
+                wrong("web.path = '/account/web'"),
+                wrong("web.connect = ['matrix.example.org']"),
                 wrong("[http\nmax_body = 1"),
                 load("server_name = 'not a name'").unwrap_err(),
             ]

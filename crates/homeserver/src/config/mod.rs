@@ -122,6 +122,8 @@ pub struct Config {
     #[serde(default)]
     pub well_known: WellKnown,
     #[serde(default)]
+    pub web: Web,
+    #[serde(default)]
     pub rate_limits: RateLimits,
 }
 
@@ -375,6 +377,36 @@ settings! {
 }
 
 settings! {
+    /// A web client, served under the same addresses as the API. Off when no folder is set.
+    pub struct Web = "web" {
+        /// The folder with the client's files (such as Cinny's, Element's or Hydrogen's). They are read at the start and on
+        /// SIGHUP. A `config.json` in it gives way to one that names this server: `well_known.client_base_url`, or else
+        /// `https://` and the server name.
+        pub dir: Option<PathBuf> = None,
+        /// The path to serve it under.
+        pub path: String = "/".to_owned(),
+        /// More keys for the client's `config.json`, as they are. They win over ours.
+        pub config_extra: serde_json::Map<String, serde_json::Value> = serde_json::Map::new(),
+        /// Other places that the client may connect to, such as `https://livekit.example.org` for calls of many (`:*`
+        /// behind the host is any port). Browsers keep it from all others.
+        pub connect: Vec<Destination> = Vec::new(),
+    }
+}
+
+/// Paths that are never a web client's, whatever files it has: ours, and those of pages that other parts may bring.
+pub const RESERVED_PATHS: [&str; 6] = ["/_matrix", "/_skerry", "/_synapse", "/.well-known", "/oauth2", "/account"];
+
+impl Web {
+    /// The path with a slash at both ends.
+    pub fn base_path(&self) -> String {
+        match self.path.trim_matches('/') {
+            "" => "/".to_owned(),
+            path => format!("/{path}/"),
+        }
+    }
+}
+
+settings! {
     /// How often one user (or one address, before a login) may do a thing: `per_second` on average, `burst` at once;
     /// `false` lifts the limit. Syncing is never limited.
     pub struct RateLimits = "rate_limits" {
@@ -437,6 +469,7 @@ impl Config {
             outgoing: Outgoing::default(),
             federation: Federation::default(),
             well_known: WellKnown::default(),
+            web: Web::default(),
             rate_limits: RateLimits::default(),
         }
     }

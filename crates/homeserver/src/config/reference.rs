@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     Admin, ApplicationServices, Auth, Calls, Config, Federation, Http, Listener, Log, Media, Metrics, Oauth, Outgoing,
-    Presence, Push, RateLimits, Registration, Rooms, Section, Setting, WellKnown,
+    Presence, Push, RateLimits, Registration, Rooms, Section, Setting, Web, WellKnown,
 };
 
 /// All sections in the order of the documents; the first one has no name.
@@ -30,6 +30,7 @@ pub(super) fn sections() -> Vec<Section> {
         Outgoing::describe(),
         Federation::describe(),
         WellKnown::describe(),
+        Web::describe(),
         RateLimits::describe(),
     ]
 }

@@ -35,6 +35,7 @@ struct Inner {
     app: App,
     endpoints: Vec<(Endpoint, RouteMetrics)>,
     paths: matchit::Router<Methods>,
+    otherwise: Option<(Endpoint, RouteMetrics)>,
     unmatched: RouteMetrics,
     requests: AtomicU64,
 }
@@ -90,6 +91,7 @@ impl Router {
         };
         Ok(Self(Arc::new(Inner {
             endpoints: routes.endpoints.into_iter().map(measured).collect(),
+            otherwise: routes.otherwise.map(measured),
             unmatched: app.metrics.route(&Method::GET, "(none)"),
             paths,
             app,
@@ -139,7 +141,10 @@ impl Inner {
             return Found::Preflight;
         }
         let path = request.uri().path();
-        let Ok(matched) = self.paths.at(path) else { return Found::Nothing(Error::unrecognized()) };
+        let Ok(matched) = self.paths.at(path) else {
+            let otherwise = self.otherwise.as_ref().map(|endpoint| Found::Endpoint(endpoint, Args(SmallVec::new())));
+            return otherwise.unwrap_or_else(|| Found::Nothing(Error::unrecognized()));
+        };
         let wanted = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
         let index = matched.value.0.iter().find(|(method, _)| method == wanted).map(|(_, index)| usize::from(*index));
         match index.and_then(|index| self.endpoints.get(index)) {

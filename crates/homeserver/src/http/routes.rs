@@ -27,6 +27,8 @@ use crate::limits::Class;
 #[derive(Default)]
 pub struct Routes {
     pub(super) endpoints: Vec<Endpoint>,
+    /// For paths that none of them has.
+    pub(super) otherwise: Option<Endpoint>,
 }
 
 /// One method on one or more paths.
@@ -140,6 +142,17 @@ impl Routes {
     /// More endpoints, from another module.
     pub fn join(mut self, more: Routes) -> Self {
         self.endpoints.extend(more.endpoints);
+        self.otherwise = self.otherwise.or(more.otherwise);
+        self
+    }
+
+    /// A handler for every path that no endpoint has, whatever the method. It stands in no inventory.
+    pub fn otherwise<F, A>(mut self, handler: F) -> Self
+    where
+        F: Fn(RawCtx) -> A + Send + Sync + 'static,
+        A: Future<Output = Result<Response>> + Send + 'static,
+    {
+        self.otherwise = Self::default().raw(Method::GET, &["(other)"], handler).endpoints.pop();
         self
     }
 

@@ -96,9 +96,7 @@ impl Files {
             if from > 0 {
                 file.seek(SeekFrom::Start(from))?;
             }
-            let (file, first) = piece(file, to.saturating_sub(from))?;
-            let left = to.saturating_sub(from).saturating_sub(first.len() as u64);
-            Ok(Reading { file, first, left })
+            Reading::of(file, to.saturating_sub(from))
         })
         .await
     }
@@ -370,6 +368,13 @@ pub struct Reading {
 }
 
 impl Reading {
+    /// The next `size` bytes of an open file. Blocks.
+    pub fn of(file: File, size: u64) -> io::Result<Self> {
+        let (file, first) = piece(file, size)?;
+        let left = size.saturating_sub(first.len() as u64);
+        Ok(Self { file, first, left })
+    }
+
     /// All of it, when it fits into one piece.
     pub fn whole(self) -> Result<Bytes, Self> {
         if self.left == 0 { Ok(self.first) } else { Err(self) }

@@ -127,7 +127,7 @@ impl Part {
 }
 
 /// Is our tag in the list (or is the list `*`)? `W/` makes no difference here.
-fn names(list: &HeaderValue, ours: &HeaderValue) -> bool {
+pub fn names(list: &HeaderValue, ours: &HeaderValue) -> bool {
     let (Ok(list), Ok(ours)) = (list.to_str(), ours.to_str()) else { return false };
     list.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == ours)
 }

@@ -1,0 +1,115 @@
+// The web client on board, in a browser: what a person sees who opens the server's address, and that nothing on that
+// page asks anybody but the server. The other side of the conversation is matrix-js-sdk.
+//
+// TEST_SERVER is the server's binary, TEST_WEB_CLIENT the folder of the client, TEST_PICTURES where pictures go.
+
+import assert from "node:assert/strict";
+import { join } from "node:path";
+import { after, before, describe, it } from "node:test";
+
+import { confidants } from "../js-sdk/confidant.mjs";
+import { PASSWORD, freshName, until } from "../js-sdk/person.mjs";
+import { Server } from "../js-sdk/server.mjs";
+import { Browser, PATIENCE_MS } from "./browser.mjs";
+
+const settings = `
+[web]
+dir = "${process.env.TEST_WEB_CLIENT}"
+
+[well_known]
+client_base_url = "http://127.0.0.1:{port}"
+`;
+
+let server, browser;
+before(async () => {
+    server = await Server.started(settings);
+    browser = await Browser.started(server.url);
+});
+after(async () => {
+    await browser?.stop();
+    await server?.discard();
+});
+
+describe("Hydrogen in Chromium", { timeout: 300_000 }, () => {
+    it("holds an encrypted conversation and finds it again after a reload", async (t) => {
+        const [bob] = await confidants(t, server, "bob");
+        const alice = await account("alice");
+        const page = await browser.page();
+        t.after(() => page.screenshot({ path: picture("last.png") }));
+
+        await page.goto(server.url);
+        await page.getByPlaceholder("Username").fill(alice);
+        await page.getByPlaceholder("Password").fill(PASSWORD);
+        await page.getByRole("button", { name: "Log In" }).click();
+
+        await page.getByRole("button", { name: "Create room" }).click();
+        await page.getByRole("button", { name: "Create Room", exact: true }).click();
+        await page.getByPlaceholder("Enter a room name").fill("Harbour");
+        assert.ok(await page.getByLabel("Enable end-to-end encryption").isChecked());
+        await page.locator(".CreateRoomView").getByRole("button", { name: "Create room" }).click();
+        await page.locator(".RoomList").getByText("Harbour").click();
+        const composer = page.getByPlaceholder("Send an encrypted message…");
+        await composer.waitFor();
+
+        await page.getByRole("button", { name: "Room options" }).click();
+        await page.getByRole("button", { name: "Room details" }).click();
+        await page.getByRole("button", { name: "People" }).click();
+        await page.getByRole("button", { name: "Invite to this room" }).click();
+        await page.getByPlaceholder("Enter user-id of user").fill(bob.id);
+        await page.getByRole("button", { name: "Invite", exact: true }).click();
+        const invite = () => bob.client.getRooms().find((room) => room.getMyMembership() === "invite");
+        const { roomId } = await until(invite, "the invite", PATIENCE_MS);
+        await bob.client.joinRoom(roomId);
+        await page.getByText(`${bob.id} joined the room`).waitFor();
+
+        await composer.fill("high water at six");
+        await composer.press("Enter");
+        const heard = await until(() => bob.events(roomId).find(says("high water at six")), "the message", PATIENCE_MS);
+        assert.ok(heard.isEncrypted());
+        await bob.say(roomId, "then we sail at seven");
+        await page.getByText("then we sail at seven").waitFor();
+        await page.screenshot({ path: picture("conversation.png") });
+
+        await page.reload();
+        await page.getByText("then we sail at seven").waitFor();
+        await page.getByText("high water at six").waitFor();
+        assert.equal(await page.getByPlaceholder("Password").count(), 0);
+        browser.assertQuiet();
+    });
+
+    it("lets a page ask nobody but the server", async () => {
+        const page = await browser.page();
+        await page.goto(server.url);
+        const refused = await page.evaluate(async () => {
+            const image = new Image();
+            const failed = new Promise((done) => (image.onerror = () => done("refused")));
+            image.src = "https://elsewhere.example/image.png";
+            const fetched = fetch("https://elsewhere.example/").then(() => "fetched", () => "refused");
+            return [await failed, await fetched];
+        });
+        assert.deepEqual(refused, ["refused", "refused"]);
+        assert.ok(browser.complaints.length >= 2, "the policy says so to the console");
+        assert.ok(browser.complaints.every((complaint) => complaint.includes("elsewhere.example")));
+        assert.deepEqual(browser.strangers, []);
+    });
+});
+
+// A new account without a device.
+async function account(stem) {
+    const username = freshName(stem);
+    const body = { username, password: PASSWORD, auth: { type: "m.login.dummy" }, inhibit_login: true };
+    const url = `${server.url}/_matrix/client/v3/register`;
+    const answer = await fetch(url, { method: "POST", body: JSON.stringify(body) });
+    assert.equal(answer.status, 200, await answer.text());
+    return username;
+}
+
+function says(text) {
+    return (event) => event.getContent().body === text;
+}
+
+function picture(name) {
+    const path = join(process.env.TEST_PICTURES, name);
+    console.log(`picture: ${path}`);
+    return path;
+}
