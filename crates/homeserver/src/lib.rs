@@ -5,6 +5,7 @@ pub mod admin;
 pub mod api;
 pub mod appservice;
 pub mod auth;
+pub mod background;
 pub mod blocking;
 pub mod client;
 pub mod clock;

@@ -23,6 +23,12 @@ pub struct Metrics {
     pub failed_jobs: Counter,
     resident: Gauge<i64, AtomicI64>,
     store: Family<StoreLabels, Gauge<i64, AtomicI64>>,
+    panics: Family<TaskLabels, Counter>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct TaskLabels {
+    task: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -60,7 +66,7 @@ impl Default for Metrics {
         let requests = Family::default();
         let latency = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
         let (open_polls, connections, resident) = (Gauge::default(), Gauge::default(), Gauge::default());
-        let (store, failed_jobs) = (Family::default(), Counter::default());
+        let (store, failed_jobs, panics) = (Family::default(), Counter::default(), Family::default());
         registry.register("http_requests", "Requests answered, by route and status", requests.clone());
         registry.register("http_request_seconds", "Time from the head of a request to its answer", latency.clone());
         registry.register("http_open_polls", "Long polls that wait right now", open_polls.clone());
@@ -68,7 +74,8 @@ impl Default for Metrics {
         registry.register("failed_jobs", "Background jobs that failed and are tried again later", failed_jobs.clone());
         registry.register("memory_resident_bytes", "Memory of the process that is in RAM", resident.clone());
         registry.register("store", "Figures of the store", store.clone());
-        Self { registry, requests, latency, open_polls, connections, failed_jobs, resident, store }
+        registry.register("task_panics", "Faults that ended a piece of background work, by task", panics.clone());
+        Self { registry, requests, latency, open_polls, connections, failed_jobs, resident, store, panics }
     }
 }
 
@@ -91,6 +98,11 @@ impl Metrics {
     /// Counts one connection until the guard is dropped.
     pub fn connection_opened(&self) -> Open {
         Open::new(&self.connections)
+    }
+
+    /// A piece of background work ended by a fault of the program.
+    pub fn panicked(&self, task: &'static str) {
+        self.panics.get_or_create(&TaskLabels { task }).inc();
     }
 
     /// Brings the figures up to date that nobody counts while they change.

@@ -382,6 +382,18 @@ pub const NETWORK_ROOMS: Table<(String, String, RoomNr), ()> = Table::new(
     "a room in the directory of another network, by the ID of the application service, network ID and room",
 );
 
+/// Only of counts that took long: what is read from here need not be counted again.
+pub const UNREAD: Table<(String, RoomNr), Unread> =
+    Table::new(0x78, "unread", Hint::Cold, None, "what somebody has not read, by user ID and room").chunked();
+/// Where an answer could not wait for a count: the room goes into another one.
+pub const UNREAD_LOG: Table<(String, Pos), RoomNr> = Table::new(
+    0x79,
+    "unread_log",
+    Hint::Log,
+    Some(|(user, _)| topic::user(user)),
+    "in which rooms the counts of a user became right, by user ID and position",
+);
+
 /// Which pusher: app ID and pushkey.
 pub type PusherId<'a> = (&'a str, &'a str);
 
@@ -487,6 +499,8 @@ pub fn tables() -> Vec<TableDef> {
         OAUTH_SESSIONS.def(),
         SERVICE_TXNS.def(),
         NETWORK_ROOMS.def(),
+        UNREAD.def(),
+        UNREAD_LOG.def(),
         ANNOTATIONS.def(),
     ]
 }
@@ -1155,6 +1169,24 @@ pub struct Pushed {
     pub at: u64,
 }
 postcard_value!(Pushed, 1);
+
+/// What somebody has not read in a room, and on what that rests: where one of these is another, it says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unread {
+    /// Events up to here are counted.
+    pub as_of: Pos,
+    /// Events were read at this version or later.
+    pub began: Pos,
+    /// Where the push rules and the ignored users were.
+    pub edition: (Pos, Pos),
+    /// Up to where everything is read, the main timeline, and threads by root.
+    pub read: (Pos, Pos, BTreeMap<String, Pos>),
+    /// Notifications and highlights in the main timeline.
+    pub main: (u64, u64),
+    /// The same in threads, by root.
+    pub threads: BTreeMap<String, (u64, u64)>,
+}
+postcard_value!(Unread, 1);
 
 /// An event that is sent later, unless somebody says otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

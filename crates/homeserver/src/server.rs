@@ -15,6 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api;
 use crate::appservice;
+use crate::background;
 use crate::blocking;
 use crate::clock::Clock;
 use crate::config::{Config, Listener};
@@ -29,6 +30,7 @@ use crate::jobs;
 use crate::notify::Notify;
 use crate::rng::Rng;
 use crate::signing;
+use crate::sync::recount;
 use crate::{App, StartError};
 
 /// A server that answers.
@@ -103,12 +105,13 @@ impl Server {
             .map_err(StartError::Other)?;
         let media_dir = app.config.media_dir();
         app.media.start().await.map_err(file(|| format!("media directory {}", media_dir.display())))?;
-        app.tasks.spawn(jobs::run(app.clone()));
-        app.tasks.spawn(housekeeping::run(app.clone()));
-        app.tasks.spawn(indexing::run(app.clone()));
-        app.tasks.spawn(gateway::run(app.clone()));
+        background::spawn(&app, "jobs", jobs::run);
+        background::spawn(&app, "housekeeping", housekeeping::run);
+        background::spawn(&app, "indexing", indexing::run);
+        background::spawn(&app, "notifications", gateway::run);
         appservice::start(&app).await.map_err(|cause| StartError::Other(cause.to_string()))?;
-        app.tasks.spawn(delayed::run(app.clone()));
+        background::spawn(&app, "delayed events", delayed::run);
+        background::spawn(&app, "counts", recount::run);
         let admin = bind_unix(&bound.admin)?;
         tokio::spawn(connections.clone().serve_unix(admin, built(&app, api::admin())?));
         Ok(Self { app, connections, certificates, bound })

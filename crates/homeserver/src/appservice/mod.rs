@@ -22,6 +22,7 @@ use http::Method;
 use store::{Batch, Pos, Read as _, Signal, Tx, journal};
 
 use crate::App;
+use crate::background;
 use crate::config::registrations::Registration;
 use crate::error::Result;
 use crate::schema::{SERVICE_TXNS, ServiceTxn, TO_DEVICE, USERS, topic};
@@ -53,7 +54,8 @@ pub async fn start(app: &App) -> Result<()> {
         };
         app.store.transact(open).await?;
         if service.service.is_some() {
-            app.tasks.spawn(run(app.clone(), service.clone()));
+            let service = service.clone();
+            background::spawn(app, "application service", move |app| run(app, service.clone()));
         }
     }
     Ok(())

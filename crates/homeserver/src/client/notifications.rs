@@ -17,6 +17,7 @@ use crate::auth::{Access, Requester};
 use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response, Routes, json_response};
 use crate::push::counts::ReadUpTo;
+use crate::push::pattern::Fuel;
 use crate::push::rules::Facts;
 use crate::rooms::read::RoomReader;
 use crate::rooms::shown::Shown;
@@ -24,12 +25,14 @@ use crate::schema::{self, Membership, MembershipState, RoomNr};
 use crate::stored::{Head, StoredEvent};
 use crate::sync::live::Look;
 use crate::sync::token;
-use crate::sync::unread::{Beholder, Counter, RoomScene, thread_by};
+use crate::sync::unread::{Beholder, RoomScene, read_up_to, thread_by};
 
 const DEFAULT_LIMIT: usize = 20;
 const MAX_LIMIT: usize = 100;
 /// So many events are looked at for one page: then the page is shorter, and the next one goes on.
 const MAX_EVENTS: usize = 5_000;
+/// The same for the steps that the user's patterns take.
+const MAX_STEPS: u64 = 50_000_000;
 /// So many events of a room are read at a time.
 const CHUNK: usize = 32;
 
@@ -88,9 +91,9 @@ impl<'a> Page<'a> {
         let rules = self.look.tastes.rules(&self.look.snapshot, &self.look.user_id)?;
         let (mut rooms, mut newest) = self.open(until)?;
         let mut found = Vec::new();
-        let mut looked_at = 0;
+        let (mut looked_at, fuel) = (0, Fuel::default());
         while let Some((at, index)) = newest.pop() {
-            if found.len() == limit || looked_at == MAX_EVENTS {
+            if found.len() == limit || looked_at == MAX_EVENTS || fuel.taken() > MAX_STEPS {
                 return Ok((found, Some(at)));
             }
             let Some(room) = rooms.get_mut(index) else { continue };
@@ -109,7 +112,8 @@ impl<'a> Page<'a> {
             }
             let facts = Facts::new(&event);
             let scene = RoomScene::new(self.rooms, room.nr, &room.head);
-            let rule = rules.matching(&facts, &Beholder { user_id: &self.look.user_id, scene: &scene })?;
+            let beholder = Beholder { user_id: &self.look.user_id, scene: &scene };
+            let rule = rules.matching(&facts, &beholder, &fuel)?;
             let Some(rule) = rule.filter(|rule| rule.outcome.notify && (rule.outcome.highlight || !highlights_only))
             else {
                 continue;
@@ -149,9 +153,7 @@ impl<'a> Page<'a> {
 
     fn read_up_to<'r>(&self, room: &'r mut Room<'_>) -> Result<&'r ReadUpTo> {
         if room.read.is_none() {
-            let Look { user_id, tastes, .. } = self.look;
-            let counter = Counter { rooms: self.rooms, recent: &self.app.sync.recent, user_id, tastes };
-            room.read = Some(counter.read_up_to(room.nr, room.membership)?);
+            room.read = Some(read_up_to(self.rooms, &self.look.user_id, room.nr, room.membership)?);
         }
         Ok(room.read.get_or_insert_default())
     }

@@ -4,14 +4,21 @@ use ruma::api::client::push::{
     self, PushRule, delete_pushrule, get_pushrule, get_pushrule_actions, get_pushrule_enabled, get_pushrules_all,
     get_pushrules_global_scope, set_pushrule, set_pushrule_actions, set_pushrule_enabled,
 };
-use ruma::push::{AnyPushRule, InsertPushRuleError, NewPushRule, RemovePushRuleError, RuleNotFoundError, Ruleset};
+use ruma::push::{
+    AnyPushRule, InsertPushRuleError, NewPushRule, PushCondition, RemovePushRuleError, RuleNotFoundError, Ruleset,
+};
 use store::Tx;
 
 use crate::App;
 use crate::auth::Requester;
 use crate::error::{Error, Result};
 use crate::http::{Ctx, Routes};
+use crate::push::pattern::MAX_PATTERN_BYTES;
+use crate::push::rules::{MAX_CONDITIONS, MAX_RULES};
 use crate::users::push_rules;
+
+const MAX_ID_BYTES: usize = 255;
+const MAX_RULE_BYTES: usize = 16 * 1024;
 
 pub fn routes() -> Routes {
     Routes::default()
@@ -41,7 +48,12 @@ async fn get(ctx: Ctx<get_pushrule::v3::Request>) -> Result<get_pushrule::v3::Re
 
 async fn put(ctx: Ctx<set_pushrule::v3::Request>) -> Result<set_pushrule::v3::Response> {
     let (before, after) = (ctx.request.before.as_deref(), ctx.request.after.as_deref());
-    let put = |rules: &mut Ruleset| insert(rules, &ctx.request.rule, after, before);
+    check_size(&ctx.body)?;
+    check(&ctx.request.rule)?;
+    let put = |rules: &mut Ruleset| {
+        insert(rules, &ctx.request.rule, after, before)?;
+        check_number(rules)
+    };
     change(&ctx.app, &ctx.requester, put).await?;
     Ok(set_pushrule::v3::Response::new())
 }
@@ -77,6 +89,7 @@ async fn get_actions(ctx: Ctx<get_pushrule_actions::v3::Request>) -> Result<get_
 }
 
 async fn set_actions(ctx: Ctx<set_pushrule_actions::v3::Request>) -> Result<set_pushrule_actions::v3::Response> {
+    check_size(&ctx.body)?;
     let request = &ctx.request;
     let set = |rules: &mut Ruleset| {
         rules.set_actions(request.kind.clone(), &request.rule_id, request.actions.clone()).map_err(not_found)
@@ -105,6 +118,48 @@ async fn change(
         push_rules::put(tx, &requester.user_id, rules)
     };
     app.store.transact(write).await.map(|_| ())
+}
+
+fn check_size(body: &[u8]) -> Result<()> {
+    if body.len() > MAX_RULE_BYTES {
+        return Err(Error::too_large(format!("A push rule has at most {MAX_RULE_BYTES} bytes")));
+    }
+    Ok(())
+}
+
+/// Whether a rule is one that events can be compared with in a short time.
+fn check(rule: &NewPushRule) -> Result<()> {
+    if rule.rule_id().len() > MAX_ID_BYTES {
+        return Err(Error::invalid_param(format!("The ID of a push rule has at most {MAX_ID_BYTES} bytes")));
+    }
+    let conditions = match rule {
+        NewPushRule::Override(rule) | NewPushRule::PostContent(rule) | NewPushRule::Underride(rule) => &rule.conditions,
+        NewPushRule::Content(rule) => return check_pattern(&rule.pattern),
+        NewPushRule::Room(_) | NewPushRule::Sender(_) => return Ok(()),
+    };
+    if conditions.len() > MAX_CONDITIONS {
+        return Err(Error::invalid_param(format!("A push rule has at most {MAX_CONDITIONS} conditions")));
+    }
+    conditions.iter().try_for_each(|condition| match condition {
+        PushCondition::EventMatch(data) => check_pattern(&data.key).and_then(|()| check_pattern(&data.pattern)),
+        PushCondition::EventPropertyIs(data) => check_pattern(&data.key),
+        PushCondition::EventPropertyContains(data) => check_pattern(&data.key),
+        _ => Ok(()),
+    })
+}
+
+fn check_pattern(text: &str) -> Result<()> {
+    if text.len() > MAX_PATTERN_BYTES {
+        return Err(Error::invalid_param(format!("Patterns and keys have at most {MAX_PATTERN_BYTES} bytes")));
+    }
+    Ok(())
+}
+
+fn check_number(rules: &Ruleset) -> Result<()> {
+    if rules.iter().filter(|rule| !rule.is_server_default()).count() > MAX_RULES {
+        return Err(Error::forbidden(format!("A user has at most {MAX_RULES} push rules")));
+    }
+    Ok(())
 }
 
 /// Puts a rule, or puts it anew: then it moves only if it is told where to.
@@ -141,8 +196,10 @@ fn unknown() -> Error {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use ruma::push::NewPatternedPushRule;
+    use serde_json::{Value, json};
 
+    use super::*;
     use crate::testing::Server;
 
     const RULES: &str = "/_matrix/client/v3/pushrules/";
@@ -199,5 +256,42 @@ mod tests {
         assert_eq!(alice.client.delete(&master).await.errcode(), "M_INVALID_PARAM");
         assert_eq!(put(format!("{master}/enabled"), json!({ "enabled": true })).await, ok);
         assert_eq!(alice.client.get(&master).await.json()["enabled"], true);
+    }
+
+    #[tokio::test]
+    async fn pitfall_072_rules_that_would_keep_the_server_busy_are_refused() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        let put = async |path: &str, body| {
+            let answer = alice.client.put(&format!("{RULES}global/{path}"), body).await;
+            (answer.status.as_u16(), answer.errcode())
+        };
+        let refused = (400, "M_INVALID_PARAM".to_owned());
+        let content = |pattern: String| json!({ "pattern": pattern, "actions": ["notify"] });
+        assert_eq!(put("content/long", content("a".to_owned() + &"?".repeat(1_024))).await, refused);
+        assert_eq!(put("content/long", content("?".repeat(1_024))).await.0, 200);
+        assert_eq!(put(&format!("content/{}", "x".repeat(256)), content("x".to_owned())).await, refused);
+        let matching = |key: &str, pattern: &str| json!({ "kind": "event_match", "key": key, "pattern": pattern });
+        let conditions = |conditions: Vec<Value>| json!({ "conditions": conditions, "actions": [] });
+        assert_eq!(put("override/o", conditions(vec![matching("content.x", &"?".repeat(1_025))])).await, refused);
+        assert_eq!(put("override/o", conditions(vec![matching(&"k".repeat(1_025), "x")])).await, refused);
+        assert_eq!(put("underride/o", conditions(vec![matching("type", "x"); 33])).await, refused);
+        assert_eq!(put("underride/o", conditions(vec![matching("type", "x"); 32])).await.0, 200);
+        let large = json!({ "actions": [{ "set_tweak": "sound", "value": "x".repeat(20_000) }] });
+        assert_eq!(put("sender/@b:hs", large.clone()).await, (413, "M_TOO_LARGE".to_owned()));
+        assert_eq!(put("content/long/actions", large).await, (413, "M_TOO_LARGE".to_owned()));
+    }
+
+    #[test]
+    fn there_are_only_so_many_rules() {
+        let mut rules = Ruleset::server_default(ruma::user_id!("@alice:hs"));
+        for n in 0..MAX_RULES {
+            let rule = NewPatternedPushRule::new(format!("r{n}"), "x".to_owned(), Vec::new());
+            insert(&mut rules, &NewPushRule::Content(rule), None, None).unwrap();
+        }
+        check_number(&rules).unwrap();
+        let rule = NewPatternedPushRule::new("more".to_owned(), "x".to_owned(), Vec::new());
+        insert(&mut rules, &NewPushRule::Content(rule), None, None).unwrap();
+        assert_eq!(check_number(&rules).unwrap_err().status(), 403);
     }
 }

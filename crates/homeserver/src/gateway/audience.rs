@@ -87,7 +87,9 @@ impl Listener {
         let tastes = self.tastes(app, &snapshot)?;
         let memberships = self.memberships();
         let rooms = RoomReader::new(&app.room_cache, &snapshot);
-        let counter = Counter { rooms, recent: &app.sync.recent, user_id: &self.user_id, tastes: &tastes };
+        let (recent, recounts, user_id) = (&app.sync.recent, &app.sync.recounts, &self.user_id);
+        let budget = recounts.budget(false);
+        let counter = Counter { rooms, recent, user_id, tastes: &tastes, recounts, budget: &budget };
         if badge.edition != tastes.edition() {
             (badge.edition, badge.rooms) = (tastes.edition(), None);
         }

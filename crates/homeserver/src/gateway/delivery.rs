@@ -1,9 +1,11 @@
 //! Telling one gateway, one thing after the other: what is sent, and what becomes of it when the gateway does not answer.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -19,7 +21,7 @@ use crate::rooms::read::RoomReader;
 use crate::rooms::shown::{content, content_field};
 use crate::schema::{self, MembershipState, PUSHERS};
 use crate::stored::{Head, StoredEvent};
-use crate::sync::unread::{Counter, thread_by};
+use crate::sync::unread::{read_up_to, thread_by};
 
 /// A gateway has so long to answer.
 const WITHIN: Duration = Duration::from_secs(20);
@@ -62,9 +64,13 @@ pub async fn deliver(app: App, listener: Arc<Listener>, outbox: Arc<Outbox>) {
             continue;
         }
         let told = tokio::select! {
-            told = tell(&app, &listener, &outbox, &item) => told,
+            told = AssertUnwindSafe(tell(&app, &listener, &outbox, &item)).catch_unwind() => told,
             () = app.shutdown.cancelled() => return,
         };
+        let told = told.unwrap_or_else(|_| {
+            app.metrics.panicked("delivery of notifications");
+            Err("it panicked".to_owned())
+        });
         match told {
             Ok(told) => outbox.pop(told),
             Err(cause) => {
@@ -94,10 +100,13 @@ async fn tell(app: &App, listener: &Listener, outbox: &Outbox, item: &Item) -> R
     match send(app, &settings, outbox, notification).await {
         Told::Yes => Ok(Some(unread)),
         Told::Rejected => {
-            tracing::info!(user = %listener.user_id, "a gateway rejects a pushkey: the pusher is deleted");
-            forget(app, listener, outbox, &settings).await.map_err(|cause| cause.to_string())?;
-            outbox.close();
-            Ok(None)
+            tracing::info!(user = %listener.user_id, "a gateway rejects a pushkey");
+            // The outbox is closed by whoever reads that the pusher is gone.
+            match forget(app, listener, outbox, &settings).await {
+                Ok(true) => Ok(None),
+                Ok(false) => Err("the pusher was set anew meanwhile".to_owned()),
+                Err(cause) => Err(cause.to_string()),
+            }
         }
         Told::Refused(cause) => {
             tracing::info!(user = %listener.user_id, %cause, "a gateway does not take a notification");
@@ -162,7 +171,7 @@ fn about(
     if member.state != MembershipState::Join && !invited {
         return Ok(None);
     }
-    if !invited && has_read(app, rooms, listener, note, &event)? {
+    if !invited && has_read(rooms, listener, note, &event)? {
         return Ok(None);
     }
     let mut said = Map::new();
@@ -178,18 +187,10 @@ fn about(
     Ok(Some(said))
 }
 
-fn has_read(
-    app: &App,
-    rooms: RoomReader<'_, Snapshot>,
-    listener: &Listener,
-    note: &Note,
-    event: &StoredEvent,
-) -> Result<bool> {
-    let tastes = listener.tastes(app, rooms.read)?;
-    let counter = Counter { rooms, recent: &app.sync.recent, user_id: &listener.user_id, tastes: &tastes };
+fn has_read(rooms: RoomReader<'_, Snapshot>, listener: &Listener, note: &Note, event: &StoredEvent) -> Result<bool> {
     let Some(member) = rooms.membership(listener.user_id.as_str(), note.room)? else { return Ok(true) };
     let thread = thread_by(rooms, note.room, &Facts::new(event))?;
-    Ok(counter.read_up_to(note.room, &member)?.of(thread.as_deref()) >= note.at)
+    Ok(read_up_to(rooms, &listener.user_id, note.room, &member)?.of(thread.as_deref()) >= note.at)
 }
 
 /// What a phone can show without asking.
@@ -246,17 +247,19 @@ async fn send(app: &App, settings: &Settings, outbox: &Outbox, notification: Map
     Told::Failed(format!("it answers {status}"))
 }
 
-/// Deletes a pusher that is good for nothing, unless it was set anew meanwhile.
-async fn forget(app: &App, listener: &Listener, outbox: &Outbox, settings: &Settings) -> Result<()> {
+/// Deletes a pusher that is good for nothing, unless it was set anew meanwhile. Says whether it is gone.
+async fn forget(app: &App, listener: &Listener, outbox: &Outbox, settings: &Settings) -> Result<bool> {
     let (app_id, pushkey) = (outbox.id.0.as_str(), outbox.id.1.as_str());
     let user_id = listener.user_id.as_str();
-    let delete = |tx: &mut Tx| -> Result<()> {
-        if tx.get(&PUSHERS, (user_id, app_id, pushkey))?.is_some_and(|now| now == settings.pusher) {
+    let delete = |tx: &mut Tx| -> Result<bool> {
+        let Some(now) = tx.get(&PUSHERS, (user_id, app_id, pushkey))? else { return Ok(true) };
+        let same = now == settings.pusher;
+        if same {
             schema::delete_pusher(tx, user_id, (app_id, pushkey));
         }
-        Ok(())
+        Ok(same)
     };
-    app.store.transact(delete).await.map(|_| ())
+    app.store.transact(delete).await.map(|deleted| deleted.value)
 }
 
 #[cfg(test)]

@@ -24,7 +24,9 @@ use serde_json::{Map, Value};
 use store::{Batch, Pos, Read as _, Snapshot, Tx, journal};
 
 use crate::App;
-use crate::error::Result;
+use crate::background;
+use crate::error::{Error, Result};
+use crate::push::pattern::Fuel;
 use crate::push::rules::{Facts, Prepared, Rules};
 use crate::rooms::read::RoomReader;
 use crate::schema::{self, MembershipState, Pushed, RoomNr, topic};
@@ -103,6 +105,22 @@ struct Happened {
     event: StoredEvent,
     /// Who is told although they are not in the room: whom it invites.
     invited: Option<Arc<Listener>>,
+}
+
+/// What was read of those who listen, for one stretch.
+type Tasted = HashMap<*const Listener, (Arc<Tastes>, Rules)>;
+
+/// How an event is presented, by the rule that was the last to match: it is the same one for most.
+#[derive(Default)]
+struct Tweaks(Option<(*const Prepared, Arc<Map<String, Value>>)>);
+
+impl Tweaks {
+    fn of(&mut self, rule: &Prepared) -> Arc<Map<String, Value>> {
+        match &self.0 {
+            Some((of, tweaks)) if std::ptr::eq(*of, rule) => tweaks.clone(),
+            _ => self.0.insert((std::ptr::from_ref(rule), Arc::new(tweaks_of(rule)))).1.clone(),
+        }
+    }
 }
 
 /// What has changed in a stretch of the journal.
@@ -220,51 +238,69 @@ impl<'a> Follower<'a> {
     /// Whom does each event notify?
     fn look_at(&self, snapshot: &Snapshot, happened: &[Happened], read: &mut Vec<Arc<Listener>>) -> Result<()> {
         let rooms = RoomReader::new(&self.app.room_cache, snapshot);
-        let mut tastes: HashMap<*const Listener, (Arc<Tastes>, Rules)> = HashMap::new();
-        for Happened { at, room, event, invited } in happened {
-            let Some(head) = rooms.head_of(*room)? else { continue };
-            let (scene, facts) = (RoomScene::new(rooms, *room, &head), Facts::new(event));
-            let listeners = invited.as_ref().map_or_else(|| self.audience.in_room(*room), std::slice::from_ref);
-            let mut tweaks: Option<(*const Prepared, Arc<Map<String, Value>>)> = None;
+        let mut tastes = Tasted::default();
+        for happened in happened {
+            let Some(head) = rooms.head_of(happened.room)? else { continue };
+            let scene = RoomScene::new(rooms, happened.room, &head);
+            let facts = Facts::new(&happened.event);
+            let listeners = happened.invited.as_ref();
+            let listeners =
+                listeners.map_or_else(|| self.audience.in_room(happened.room), |invited| std::slice::from_ref(invited));
+            let mut tweaks = Tweaks::default();
             for listener in listeners {
-                listener.touch(*room);
-                if event.sender() == listener.user_id {
+                listener.touch(happened.room);
+                if happened.event.sender() == listener.user_id {
                     // Who writes has read what is before.
                     if listener.outboxes().iter().any(|outbox| outbox.last_badge().is_some_and(|unread| unread > 0)) {
                         read.push(listener.clone());
                     }
                     continue;
                 }
-                let memberships = listener.memberships();
-                let joined = memberships.of(*room).and_then(|member| member.joined);
-                if invited.is_none() && joined.is_none_or(|joined| joined > *at) {
-                    continue;
+                // What is wrong with one of them is nothing to the others.
+                let decided = background::guard(self.app, "push rules", || {
+                    let decided = self.decide(snapshot, happened, listener, &facts, &scene, &mut tastes)?;
+                    Ok::<_, Error>(decided.map(|rule| tweaks.of(rule)))
+                });
+                let tweaks = decided.transpose()?.flatten();
+                if let Some(tweaks) = tweaks {
+                    let ts = self.app.clock.now_ms();
+                    self.put(listener, &Item::Event(Note { room: happened.room, at: happened.at, tweaks, ts }));
                 }
-                let (tastes, rules) = match tastes.entry(Arc::as_ptr(listener)) {
-                    hashbrown::hash_map::Entry::Occupied(known) => known.into_mut(),
-                    hashbrown::hash_map::Entry::Vacant(new) => {
-                        let tastes = listener.tastes(self.app, snapshot)?;
-                        let rules = tastes.rules(snapshot, &listener.user_id)?;
-                        new.insert((tastes, rules))
-                    }
-                };
-                // An invite from somebody who is ignored is none.
-                if tastes.ignores(event.sender()) && (event.state_key().is_none() || invited.is_some()) {
-                    continue;
-                }
-                let beholder = Beholder { user_id: &listener.user_id, scene: &scene };
-                let Some(rule) = rules.matching(&facts, &beholder)?.filter(|rule| rule.outcome.notify) else {
-                    continue;
-                };
-                let tweaks = match &tweaks {
-                    Some((of, tweaks)) if std::ptr::eq(*of, rule) => tweaks.clone(),
-                    _ => tweaks.insert((std::ptr::from_ref(rule), Arc::new(tweaks_of(rule)))).1.clone(),
-                };
-                let ts = self.app.clock.now_ms();
-                self.put(listener, &Item::Event(Note { room: *room, at: *at, tweaks, ts }));
             }
         }
         Ok(())
+    }
+
+    /// The rule by which an event notifies somebody, if it does.
+    fn decide<'t>(
+        &self,
+        snapshot: &Snapshot,
+        happened: &Happened,
+        listener: &Arc<Listener>,
+        facts: &Facts<'_>,
+        scene: &RoomScene<'_, Snapshot>,
+        tastes: &'t mut Tasted,
+    ) -> Result<Option<&'t Prepared>> {
+        let Happened { at, room, event, invited } = happened;
+        let memberships = listener.memberships();
+        let joined = memberships.of(*room).and_then(|member| member.joined);
+        if invited.is_none() && joined.is_none_or(|joined| joined > *at) {
+            return Ok(None);
+        }
+        let (tastes, rules) = match tastes.entry(Arc::as_ptr(listener)) {
+            hashbrown::hash_map::Entry::Occupied(known) => known.into_mut(),
+            hashbrown::hash_map::Entry::Vacant(new) => {
+                let tastes = listener.tastes(self.app, snapshot)?;
+                let rules = tastes.rules(snapshot, &listener.user_id)?;
+                new.insert((tastes, rules))
+            }
+        };
+        // An invite from somebody who is ignored is none.
+        if tastes.ignores(event.sender()) && (event.state_key().is_none() || invited.is_some()) {
+            return Ok(None);
+        }
+        let beholder = Beholder { user_id: &listener.user_id, scene };
+        Ok(rules.matching(facts, &beholder, &Fuel::default())?.filter(|rule| rule.outcome.notify))
     }
 
     fn put(&self, listener: &Arc<Listener>, item: &Item) {

@@ -10,16 +10,18 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use ruma::push::{Action, NewPatternedPushRule, NewPushRule, Ruleset};
 use serde_json::{Value, json};
 use store::{MemoryDisk, Read as _, journal};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use super::{FOLLOWER, SAVE_EVERY};
 use crate::App;
 use crate::schema::{PUSHED, PUSHERS, topic};
 use crate::testing::{Server, User, config};
+use crate::users::push_rules;
 
 /// A push gateway.
 struct Gateway {
@@ -28,6 +30,8 @@ struct Gateway {
     told: mpsc::UnboundedReceiver<Value>,
     /// Status and body of the next answers; then all is well.
     answers: Arc<Mutex<VecDeque<(u16, Value)>>>,
+    /// Each answer waits for one of these.
+    turns: Arc<Semaphore>,
 }
 
 impl Gateway {
@@ -37,18 +41,21 @@ impl Gateway {
         let (tell, told) = mpsc::unbounded_channel();
         let answers: Arc<Mutex<VecDeque<(u16, Value)>>> = Arc::default();
         let shared = answers.clone();
+        let turns = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
+        let held = turns.clone();
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let (tell, answers) = (tell.clone(), shared.clone());
+                let (tell, answers, turns) = (tell.clone(), shared.clone(), held.clone());
                 let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                    let (tell, answers) = (tell.clone(), answers.clone());
+                    let (tell, answers, turns) = (tell.clone(), answers.clone(), turns.clone());
                     async move {
                         assert_eq!(request.uri().path(), "/_matrix/push/v1/notify");
                         let body = request.into_body().collect().await.unwrap().to_bytes();
                         let body: Value = serde_json::from_slice(&body).unwrap();
                         let (status, answer) = answers.lock().pop_front().unwrap_or((200, json!({ "rejected": [] })));
                         let _ = tell.send(body["notification"].clone());
+                        turns.acquire().await.unwrap().forget();
                         let answer = Full::new(Bytes::from(answer.to_string()));
                         Ok::<_, Infallible>(http::Response::builder().status(status).body(answer).unwrap())
                     }
@@ -58,7 +65,7 @@ impl Gateway {
                 );
             }
         });
-        Gateway { url, told, answers }
+        Gateway { url, told, answers, turns }
     }
 
     async fn next(&mut self) -> Value {
@@ -305,6 +312,51 @@ async fn pitfall_073_a_rejected_pushkey_is_the_end_of_its_pusher() {
     say(&alice, &room, text("two")).await;
     settle(&server).await;
     assert!(gateway.is_silent());
+}
+
+#[tokio::test]
+async fn a_pusher_that_is_set_anew_while_its_gateway_rejects_it_lives_on() {
+    let mut gateway = Gateway::open().await;
+    let (server, _follower) = server(&gateway, MemoryDisk::new());
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let room = room(&alice, &[&bob]).await;
+    set_pusher(&bob, &gateway, "key", json!({})).await;
+    settle(&server).await;
+    gateway.answers.lock().push_back((200, json!({ "rejected": ["key"] })));
+    gateway.turns.forget_permits(usize::MAX);
+    let first = say(&alice, &room, text("one")).await;
+    assert_eq!(gateway.next().await["event_id"], first);
+    set_pusher(&bob, &gateway, "key", json!({ "brand": "new" })).await;
+    gateway.turns.add_permits(1_000);
+    let (told, _) = next_by_clock(&server, &mut gateway, Duration::from_millis(50)).await;
+    assert_eq!((&told["event_id"], &told["devices"][0]["data"]["brand"]), (&json!(first), &json!("new")));
+    let second = say(&alice, &room, text("two")).await;
+    assert_eq!(gateway.next().await["event_id"], second);
+    settle(&server).await;
+    assert_eq!(server.app.store.snapshot().count(&PUSHERS, PUSHERS.all()).unwrap(), 1);
+}
+
+#[tokio::test]
+async fn pitfall_072_rules_of_one_stop_nobody_else_from_being_told() {
+    let mut gateway = Gateway::open().await;
+    let (server, follower) = server(&gateway, MemoryDisk::new());
+    let (alice, bob, eve) = (server.user("alice").await, server.user("bob").await, server.user("eve").await);
+    let room = room(&alice, &[&eve, &bob]).await;
+    // Kept by a server that did not look at what is in there.
+    let eve_id = <&ruma::UserId>::try_from(eve.user_id.as_str()).unwrap();
+    let pattern = "a".to_owned() + &"?".repeat(400_000);
+    let rule = NewPatternedPushRule::new("evil".to_owned(), pattern, vec![Action::Notify]);
+    let mut rules = Ruleset::server_default(eve_id);
+    rules.insert(NewPushRule::Content(rule), None, None).unwrap();
+    server.app.store.transact(|tx| push_rules::put(tx, eve_id, rules.clone())).await.unwrap();
+    set_pusher(&eve, &gateway, "eve", json!({})).await;
+    set_pusher(&bob, &gateway, "bob", json!({})).await;
+    settle(&server).await;
+    let said = say(&alice, &room, text(&"a".repeat(1_000))).await;
+    for _ in 0..2 {
+        assert_eq!(gateway.next().await["event_id"], said);
+    }
+    assert!(!follower.is_finished());
 }
 
 #[tokio::test]

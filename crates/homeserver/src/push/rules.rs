@@ -1,33 +1,35 @@
-//! A user's push rules, prepared so that most events are decided without taking their JSON apart.
+//! A user's push rules, prepared: taken apart once, and decided without allocating for each user.
 //!
-//! Each rule gets gates: conditions that are quick to check and without which the rule cannot match. A rule whose gates
-//! are all there is to it is decided by them; any other that passes them is decided by ruma. So the outcome is always
-//! the one of ruma's own evaluation, which a test compares.
+//! An event is taken apart as far as somebody asks, once for all of its recipients, and values are looked up in it by
+//! their path. What rules say is what ruma's own evaluation says, which a test compares; but ruma's is not for rules and
+//! events that somebody wrote to keep a server busy.
 //!
-//! Most users never change a rule. They share one set, in which [`Gate::MyStateKey`] and [`Gate::NamesMe`] stand for the
+//! Most users never change a rule. They share one set, in which [`Test::MyStateKey`] and [`Test::NamesMe`] stand for the
 //! user; what it says of an event to all whom the event does not name is found out once per event.
 //! Not here: storing rules, counting, sending pushes.
 
-use std::borrow::Cow;
+use std::borrow::{Borrow, Cow};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashSet};
 use std::ops::RangeBounds as _;
 use std::sync::{Arc, LazyLock};
 
-use futures_util::FutureExt as _;
 use ruma::power_levels::NotificationPowerLevelsKey;
-use ruma::push::{
-    Action, AnyPushRule, FlattenedJson, PushCondition, PushConditionRoomCtx, RoomMemberCountIs, Ruleset,
-    ScalarJsonValue, Tweak,
-};
-use ruma::serde::Raw;
+use ruma::push::{Action, AnyPushRule, PushCondition, RoomMemberCountIs, Ruleset, ScalarJsonValue, Tweak};
 use ruma::{UInt, UserId, user_id};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
+use super::pattern::{Fuel, MAX_PATTERN_BYTES, Pattern, Scope, lower};
 use crate::error::Result;
 use crate::stored::StoredEvent;
+
+/// A user has at most so many rules of their own; of more the last ones do not count.
+pub const MAX_RULES: usize = 1_000;
+/// A rule with more never matches.
+pub const MAX_CONDITIONS: usize = 32;
 
 /// What the rules say of an event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,70 +46,84 @@ pub trait RoomFacts {
     fn joined_members(&self) -> u64;
     /// Whether a sender has the power to notify in this way.
     fn may_notify(&self, sender: &str, key: &NotificationPowerLevelsKey) -> Result<bool>;
-    /// All of it, for the rules that need more.
-    fn context(&self) -> Result<PushConditionRoomCtx>;
+    /// What the user is called in the room.
+    fn display_name(&self) -> Result<String>;
 }
 
 /// The enabled rules of one user, most important first.
 #[derive(Clone, Debug)]
-pub struct Rules(Arc<[Prepared]>);
+pub struct Rules(Arc<Set>);
+
+#[derive(Debug)]
+struct Set {
+    rules: Box<[Prepared]>,
+    weight: u64,
+}
 
 /// A rule, prepared.
 #[derive(Debug)]
 pub struct Prepared {
-    gates: SmallVec<[Gate; 2]>,
-    /// The gates are all there is to the rule.
-    exact: bool,
+    /// All of them have to pass.
+    tests: Tests,
     pub outcome: Outcome,
-    rule: AnyPushRule,
+    actions: Vec<Action>,
+    /// Everybody has it.
+    is_servers: bool,
 }
 
-/// Something quick to check.
+/// A condition, prepared.
 #[derive(Debug)]
-enum Gate {
-    Kind(String),
-    StateKey(String),
+enum Test {
+    Match(Place, Pattern),
+    /// Exactly this value.
+    Is(Place, ScalarJsonValue),
+    /// This value in an array.
+    Contains(Place, ScalarJsonValue),
     /// The state key is the user.
     MyStateKey,
-    Sender(String),
-    Room(String),
-    Members(RoomMemberCountIs),
-    /// A string right in the content.
-    Content(String, String),
-    /// A key right in the content: it is there, and more has to be asked.
-    Has(String),
-    /// A key right in the content: it is there.
-    With(String),
-    /// Exactly this value at a path.
-    Is(String, ScalarJsonValue),
-    /// This value in an array at a path.
-    Contains(String, ScalarJsonValue),
     /// The user is among those whom the event mentions.
     NamesMe,
+    /// The body has the user's name.
+    MyName,
+    Members(RoomMemberCountIs),
     /// The sender may notify in this way.
     MayNotify(NotificationPowerLevelsKey),
     /// Nothing passes.
     Never,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Answer {
-    Yes,
-    No,
-    /// The gate cannot tell.
-    Ask,
+/// Where a value is.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    Kind,
+    StateKey,
+    Sender,
+    Room,
+    EventId,
+    /// The text of a message.
+    Body,
+    /// In the content: a key, and those below it.
+    Content(Box<str>, Box<[String]>),
+    /// Anywhere else, from the top on.
+    Top(Box<[String]>),
 }
 
 /// Whom the shared rules are made for.
 const NOBODY: &str = "@nobody:nowhere.invalid";
 /// What everybody starts with.
-static SERVERS: LazyLock<Rules> = LazyLock::new(|| {
-    let rules = Ruleset::server_default(user_id!("@nobody:nowhere.invalid"));
-    Rules(prepared(rules).map(Prepared::shared).collect())
-});
+static SERVERS: LazyLock<Rules> = LazyLock::new(|| Rules::of(servers().map(Prepared::shared).collect()));
+
+fn servers() -> impl Iterator<Item = Prepared> {
+    prepared(Ruleset::server_default(user_id!("@nobody:nowhere.invalid")))
+}
 
 fn prepared(ruleset: Ruleset) -> impl Iterator<Item = Prepared> {
-    ruleset.into_iter().filter(AnyPushRule::enabled).map(Prepared::new)
+    let mut own = 0;
+    let counts = move |rule: &AnyPushRule| {
+        own += usize::from(!rule.is_server_default());
+        rule.is_server_default() || own <= MAX_RULES
+    };
+    ruleset.into_iter().filter(counts).filter(AnyPushRule::enabled).map(|rule| Prepared::new(&rule))
 }
 
 impl Default for Rules {
@@ -118,96 +134,102 @@ impl Default for Rules {
 
 impl Rules {
     pub fn new(ruleset: Ruleset) -> Self {
-        Rules(prepared(ruleset).collect())
+        Self::of(prepared(ruleset).collect())
+    }
+
+    fn of(rules: Box<[Prepared]>) -> Self {
+        let weight = rules.iter().map(Prepared::weight).sum::<usize>();
+        Rules(Arc::new(Set { rules, weight: (size_of::<Set>() + weight) as u64 }))
     }
 
     /// Whether the shared rules can stand for the default rules of a user: not if the name were a pattern.
     pub fn can_share(user_id: &UserId) -> bool {
-        literal(user_id.as_str()).is_some()
+        user_id.as_str().is_ascii() && !user_id.as_str().contains(['*', '?'])
     }
 
     /// About how much memory they take.
     pub fn weight(&self) -> u64 {
-        768 * (self.0.len() as u64 + 1)
+        self.0.weight
     }
 
     /// What becomes of an event of somebody else.
-    pub fn decide(&self, event: &Facts<'_>, room: &impl RoomFacts) -> Result<Outcome> {
-        Ok(self.matching(event, room)?.map(|rule| rule.outcome).unwrap_or_default())
+    pub fn decide(&self, event: &Facts<'_>, room: &impl RoomFacts, fuel: &Fuel) -> Result<Outcome> {
+        Ok(self.matching(event, room, fuel)?.map(|rule| rule.outcome).unwrap_or_default())
     }
 
     /// The rule that an event of somebody else matches.
-    pub fn matching(&self, event: &Facts<'_>, room: &impl RoomFacts) -> Result<Option<&Prepared>> {
-        if !Arc::ptr_eq(&self.0, &SERVERS.0) || event.names(room.user_id(), room.room_id()) {
-            return Ok(self.find(event, room)?.and_then(|index| self.0.get(index)));
+    pub fn matching(&self, event: &Facts<'_>, room: &impl RoomFacts, fuel: &Fuel) -> Result<Option<&Prepared>> {
+        fuel.fill();
+        if !Arc::ptr_eq(&self.0, &SERVERS.0) || event.names(room.user_id()) {
+            return self.find(event, room, fuel).map(|index| self.at(index));
         }
         let index = match event.unnamed.get() {
             Some(index) => *index,
             None => {
-                let found = self.find(event, room)?;
+                let found = self.find(event, room, fuel)?;
                 *event.unnamed.get_or_init(|| found)
             }
         };
-        Ok(index.and_then(|index| self.0.get(index)))
+        Ok(self.at(index))
     }
 
-    fn find(&self, event: &Facts<'_>, room: &impl RoomFacts) -> Result<Option<usize>> {
-        let mut context = None;
-        'rules: for (index, rule) in self.0.iter().enumerate() {
-            let mut exact = rule.exact;
-            for gate in &rule.gates {
-                match gate.check(event, room)? {
-                    Answer::Yes => {}
-                    Answer::No => continue 'rules,
-                    Answer::Ask => exact = false,
+    fn at(&self, index: Option<usize>) -> Option<&Prepared> {
+        self.0.rules.get(index?)
+    }
+
+    fn find(&self, event: &Facts<'_>, room: &impl RoomFacts, fuel: &Fuel) -> Result<Option<usize>> {
+        'rules: for (index, rule) in self.0.rules.iter().enumerate() {
+            if rule.is_servers {
+                // Whatever a user's own rules took.
+                fuel.fill();
+            }
+            for test in &rule.tests {
+                if !test.passes(event, room, fuel)? {
+                    continue 'rules;
                 }
             }
-            if exact {
-                return Ok(Some(index));
-            }
-            let context = match &context {
-                Some(context) => context,
-                None => context.insert(room.context()?),
-            };
-            // Nothing in there waits: the one asynchronous condition needs a function we do not give.
-            if rule.rule.applies(event.flattened(room.room_id()), context).now_or_never() == Some(true) {
-                return Ok(Some(index));
-            }
+            return Ok(Some(index));
         }
         Ok(None)
     }
 }
 
 impl Prepared {
-    fn new(rule: AnyPushRule) -> Self {
+    fn new(rule: &AnyPushRule) -> Self {
         let outcome = Outcome { notify: rule.triggers_notification(), highlight: rule.triggers_highlight() };
-        let (gates, exact) = match &rule {
+        let one = |test| Tests::from_iter([test]);
+        let tests = match rule {
             AnyPushRule::Override(rule) | AnyPushRule::PostContent(rule) | AnyPushRule::Underride(rule) => {
-                gates_of_all(&rule.conditions, &rule.rule_id)
+                Test::all(&rule.conditions)
             }
-            AnyPushRule::Content(_) => (SmallVec::from_iter([Gate::Has("body".to_owned())]), false),
-            AnyPushRule::Room(rule) => one(literal(rule.rule_id.as_str()).map(Gate::Room)),
-            AnyPushRule::Sender(rule) => one(literal(rule.rule_id.as_str()).map(Gate::Sender)),
+            AnyPushRule::Content(rule) => one(Test::matching("content.body", &rule.pattern)),
+            AnyPushRule::Room(rule) => one(Test::matching("room_id", rule.rule_id.as_str())),
+            AnyPushRule::Sender(rule) => one(Test::matching("sender", rule.rule_id.as_str())),
         };
-        Prepared { gates, exact, outcome, rule }
+        Prepared { tests, outcome, actions: rule.actions().to_vec(), is_servers: rule.is_server_default() }
     }
 
     /// The same with whoever asks in the place of nobody.
     fn shared(mut self) -> Self {
-        for gate in &mut self.gates {
-            match gate {
-                Gate::StateKey(key) if key == NOBODY => *gate = Gate::MyStateKey,
-                Gate::Contains(path, value) if path == MENTIONED && value.as_str() == Some(NOBODY) => {
-                    *gate = Gate::NamesMe;
-                }
+        let nobody = |value: &ScalarJsonValue| value.as_str() == Some(NOBODY);
+        for test in &mut self.tests {
+            match test {
+                Test::Match(Place::StateKey, pattern) if pattern.is_plain(NOBODY) => *test = Test::MyStateKey,
+                Test::Contains(_, value) if nobody(value) => *test = Test::NamesMe,
                 _ => {}
             }
         }
         self
     }
 
+    fn weight(&self) -> usize {
+        let actions = self.actions.iter().map(|action| size_of::<Action>() + weight_of(action)).sum::<usize>();
+        let tests = self.tests.iter().map(|test| size_of::<Test>() + test.weight()).sum::<usize>();
+        size_of::<Self>() + actions + tests
+    }
+
     pub fn actions(&self) -> &[Action] {
-        self.rule.actions()
+        &self.actions
     }
 
     /// How the notification is to be presented.
@@ -219,141 +241,210 @@ impl Prepared {
     }
 }
 
-fn one(gate: Option<Gate>) -> (SmallVec<[Gate; 2]>, bool) {
-    let exact = gate.is_some();
-    (gate.into_iter().collect(), exact)
-}
-
-/// Rules of old times that have exceptions in ruma that are no conditions.
-const OLD_RULES: [&str; 2] = [".m.rule.roomnotif", ".m.rule.contains_display_name"];
-/// Where an event says whom it mentions.
-const MENTIONED: &str = r"content.m\.mentions.user_ids";
-
-fn gates_of_all(conditions: &[PushCondition], rule_id: &str) -> (SmallVec<[Gate; 2]>, bool) {
-    let mut gates = SmallVec::new();
-    let mut exact = !OLD_RULES.contains(&rule_id);
-    for condition in conditions {
-        let (found, whole) = gates_of(condition);
-        gates.extend(found);
-        exact &= whole;
-    }
-    (gates, exact)
-}
-
-/// Gates for a condition, and whether they are all of it.
-fn gates_of(condition: &PushCondition) -> (SmallVec<[Gate; 2]>, bool) {
-    match condition {
-        PushCondition::EventMatch(data) => {
-            let (gate, whole) = gate_of_match(&data.key, &data.pattern);
-            (gate.into_iter().collect(), whole)
-        }
-        PushCondition::RoomMemberCount(data) => one(Some(Gate::Members(data.is))),
-        PushCondition::EventPropertyIs(data) => {
-            (within(&data.key, Gate::Is(data.key.clone(), data.value.clone())), true)
-        }
-        PushCondition::EventPropertyContains(data) => {
-            (within(&data.key, Gate::Contains(data.key.clone(), data.value.clone())), true)
-        }
-        PushCondition::SenderNotificationPermission(data) => one(Some(Gate::MayNotify(data.key.clone()))),
-        // Nobody subscribes to threads on this server, and what is not known never matches.
-        PushCondition::ThreadSubscription(_) | PushCondition::_Custom(_) => one(Some(Gate::Never)),
-        condition if condition.kind() == "contains_display_name" => {
-            (SmallVec::from_iter([Gate::Has("body".to_owned())]), false)
-        }
-        _ => (SmallVec::new(), false),
+/// What an action takes besides itself: about twice as much as its JSON.
+fn weight_of(action: &Action) -> usize {
+    match action {
+        Action::Notify => 0,
+        action => 2 * serde_json::to_vec(action).map_or(0, |json| json.len()),
     }
 }
 
-/// A gate about a path, after a quicker one that most events do not pass.
-fn within(path: &str, gate: Gate) -> SmallVec<[Gate; 2]> {
-    content_key(path).map(|(key, _)| Gate::With(key)).into_iter().chain([gate]).collect()
-}
+type Tests = SmallVec<[Test; 2]>;
 
-fn gate_of_match(path: &str, pattern: &str) -> (Option<Gate>, bool) {
-    let pattern = literal(pattern);
-    let gate = match (path, pattern) {
-        ("type", Some(pattern)) => Gate::Kind(pattern),
-        ("state_key", Some(pattern)) => Gate::StateKey(pattern),
-        ("sender", Some(pattern)) => Gate::Sender(pattern),
-        ("room_id", Some(pattern)) => Gate::Room(pattern),
-        (path, pattern) => match (content_key(path), pattern) {
-            (Some((key, true)), Some(pattern)) if key != "body" => Gate::Content(key, pattern),
-            (Some((key, _)), _) => return (Some(Gate::Has(key)), false),
-            (None, _) => return (None, false),
-        },
-    };
-    (Some(gate), true)
-}
+impl Test {
+    fn all(conditions: &[PushCondition]) -> Tests {
+        if conditions.len() > MAX_CONDITIONS {
+            return Tests::from_iter([Test::Never]);
+        }
+        conditions.iter().map(Test::new).collect()
+    }
 
-/// A pattern that stands for itself.
-fn literal(pattern: &str) -> Option<String> {
-    let plain = pattern.is_ascii() && !pattern.contains(['*', '?', '\\']);
-    plain.then(|| pattern.to_owned())
-}
-
-/// The key right in the content that a path goes through, and whether the path ends there.
-fn content_key(path: &str) -> Option<(String, bool)> {
-    let mut chars = path.strip_prefix("content.")?.chars();
-    let mut key = String::new();
-    while let Some(char) = chars.next() {
-        match char {
-            '.' => return Some((key, false)),
-            '\\' => key.extend(chars.next()),
-            _ => key.push(char),
+    fn new(condition: &PushCondition) -> Self {
+        match condition {
+            PushCondition::EventMatch(data) => Test::matching(&data.key, &data.pattern),
+            PushCondition::EventPropertyIs(data) => {
+                Place::new(&data.key).map_or(Test::Never, |place| Test::Is(place, data.value.clone()))
+            }
+            PushCondition::EventPropertyContains(data) => {
+                Place::new(&data.key).map_or(Test::Never, |place| Test::Contains(place, data.value.clone()))
+            }
+            PushCondition::RoomMemberCount(data) => Test::Members(data.is),
+            PushCondition::SenderNotificationPermission(data) => Test::MayNotify(data.key.clone()),
+            // Deprecated, and so not to be named.
+            condition if condition.kind() == "contains_display_name" => Test::MyName,
+            // Nobody subscribes to threads on this server, and what is not known never matches.
+            _ => Test::Never,
         }
     }
-    Some((key, true))
-}
 
-impl Gate {
-    fn check(&self, event: &Facts<'_>, room: &impl RoomFacts) -> Result<Answer> {
+    fn matching(path: &str, pattern: &str) -> Self {
+        let Some(place) = Place::new(path) else { return Test::Never };
+        let scope = if place == Place::Body { Scope::Words } else { Scope::Whole };
+        Pattern::new(pattern, scope).map_or(Test::Never, |pattern| Test::Match(place, pattern))
+    }
+
+    /// What it costs to look at the place at all.
+    fn steps(&self) -> usize {
+        match self {
+            Test::Match(place, _) | Test::Is(place, _) | Test::Contains(place, _) => 8 + 32 * place.depth(),
+            _ => 8,
+        }
+    }
+
+    fn weight(&self) -> usize {
+        match self {
+            Test::Match(place, pattern) => place.weight() + pattern.weight(),
+            Test::Is(place, value) | Test::Contains(place, value) => {
+                place.weight() + value.as_str().map_or(0, str::len)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Whether an event passes. Nothing does once there is no fuel left.
+    fn passes(&self, event: &Facts<'_>, room: &impl RoomFacts, fuel: &Fuel) -> Result<bool> {
+        if !fuel.take(self.steps()) {
+            return Ok(false);
+        }
         Ok(match self {
-            Gate::Kind(kind) => same(event.event.kind(), kind),
-            Gate::StateKey(key) => event.event.state_key().map_or(Answer::No, |value| same(value, key)),
-            Gate::MyStateKey => yes(event.about(room.user_id())),
-            Gate::Sender(sender) => same(event.event.sender(), sender),
-            Gate::Room(room_id) => same(room.room_id(), room_id),
-            Gate::Members(is) => yes(is.contains(&UInt::new_saturating(room.joined_members()))),
-            Gate::Content(key, pattern) => event.content_text(key).map_or(Answer::No, |value| same(&value, pattern)),
-            Gate::Has(key) => match event.content_value(key) {
-                Some(_) => Answer::Ask,
-                None => Answer::No,
+            Test::Match(Place::Body, pattern) => event.body().is_some_and(|body| pattern.matches_lower(body, fuel)),
+            Test::Match(place, pattern) => {
+                let text = event.text_at(place, room.room_id());
+                text.is_some_and(|text| fuel.take(text.len() / 2) && pattern.matches(&text, fuel))
+            }
+            Test::Is(place, value) => event.is_at(place, room.room_id(), value),
+            Test::Contains(place, value) => {
+                let values = event.values_at(place);
+                fuel.take(2 * values.len()) && values.iter().any(|found| same(found, value))
+            }
+            Test::MyStateKey => event.about(room.user_id()),
+            Test::NamesMe => event.mentions(room.user_id()),
+            Test::MyName => match event.body() {
+                Some(body) => has_name(body, &room.display_name()?, fuel),
+                None => false,
             },
-            Gate::With(key) => yes(event.content_value(key).is_some()),
-            Gate::Is(path, value) => {
-                yes(event.flattened(room.room_id()).get(path).is_some_and(|found| *found == *value))
-            }
-            Gate::Contains(path, value) => {
-                let found = event.flattened(room.room_id()).get(path).and_then(|found| found.as_array());
-                yes(found.is_some_and(|found| found.contains(value)))
-            }
-            Gate::NamesMe => yes(event.mentions(room.user_id(), room.room_id())),
-            Gate::MayNotify(key) => yes(room.may_notify(event.event.sender(), key)?),
-            Gate::Never => Answer::No,
+            Test::Members(is) => is.contains(&UInt::new_saturating(room.joined_members())),
+            Test::MayNotify(key) => room.may_notify(event.event.sender(), key)?,
+            Test::Never => false,
         })
     }
 }
 
-fn yes(yes: bool) -> Answer {
-    if yes { Answer::Yes } else { Answer::No }
+fn has_name(body: &str, name: &str, fuel: &Fuel) -> bool {
+    !name.is_empty() && Pattern::plain(name, Scope::Words).is_some_and(|name| name.matches_lower(body, fuel))
 }
 
-/// Patterns ignore case, which is simple enough for ASCII only.
-fn same(value: &str, pattern: &str) -> Answer {
-    if value.is_ascii() { yes(value.eq_ignore_ascii_case(pattern)) } else { Answer::Ask }
+/// Whether a value in an event is one that a rule asks for. Only integers that JSON can do are numbers here.
+fn same(found: &Value, wanted: &ScalarJsonValue) -> bool {
+    match (found, wanted) {
+        (Value::Null, ScalarJsonValue::Null) => true,
+        (Value::Bool(found), ScalarJsonValue::Bool(wanted)) => found == wanted,
+        (Value::Number(found), ScalarJsonValue::Integer(wanted)) => found.as_i64() == Some(i64::from(*wanted)),
+        (Value::String(found), ScalarJsonValue::String(wanted)) => found == wanted,
+        _ => false,
+    }
+}
+
+impl Place {
+    /// `None`: the path is too long.
+    fn new(path: &str) -> Option<Self> {
+        if path.len() > MAX_PATTERN_BYTES {
+            return None;
+        }
+        let keys = keys_of(path);
+        Some(match keys.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            ["type"] => Place::Kind,
+            ["state_key"] => Place::StateKey,
+            ["sender"] => Place::Sender,
+            ["room_id"] => Place::Room,
+            ["event_id"] => Place::EventId,
+            ["content", "body"] => Place::Body,
+            ["content", key, ..] => Place::Content((*key).into(), keys.get(2..).unwrap_or_default().into()),
+            _ => Place::Top(keys.into()),
+        })
+    }
+
+    /// Keys below the first one.
+    fn depth(&self) -> usize {
+        match self {
+            Place::Content(_, below) => below.len(),
+            Place::Top(keys) => keys.len(),
+            _ => 0,
+        }
+    }
+
+    fn weight(&self) -> usize {
+        let keys = |keys: &[String]| keys.iter().map(|key| size_of::<String>() + key.len()).sum::<usize>();
+        match self {
+            Place::Content(key, below) => key.len() + keys(below),
+            Place::Top(all) => keys(all),
+            _ => 0,
+        }
+    }
+}
+
+/// The keys of a path: divided by dots. A backslash before a dot or a backslash takes its meaning away.
+fn keys_of(path: &str) -> Vec<String> {
+    let mut keys = vec![String::new()];
+    let mut chars = path.chars().peekable();
+    while let Some(char) = chars.next() {
+        let char = match char {
+            '.' => {
+                keys.push(String::new());
+                continue;
+            }
+            '\\' => chars.next_if(|next| matches!(next, '.' | '\\')).unwrap_or(char),
+            _ => char,
+        };
+        if let Some(key) = keys.last_mut() {
+            key.push(char);
+        }
+    }
+    keys
 }
 
 /// An event, taken apart as far as somebody asked.
 pub struct Facts<'a> {
     pub event: &'a StoredEvent,
     content: OnceCell<Content<'a>>,
-    flattened: OnceCell<FlattenedJson>,
+    /// All of it, for rules about what is not in the content.
+    top: OnceCell<Value>,
+    /// The text of a message, in lower case.
+    body: OnceCell<Option<String>>,
     mentioned: OnceCell<HashSet<String>>,
     /// Which of the shared rules it matches for those whom it does not name.
     unnamed: OnceCell<Option<usize>>,
 }
 
-type Content<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
+type Content<'a> = BTreeMap<Name<'a>, Part<'a>>;
+
+/// A key of the content.
+#[derive(PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Borrow<str> for Name<'_> {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What is under a key of the content.
+struct Part<'a> {
+    raw: &'a RawValue,
+    value: OnceCell<Value>,
+}
+
+impl<'a> Deserialize<'a> for Part<'a> {
+    fn deserialize<D: Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Part { raw: <&RawValue>::deserialize(deserializer)?, value: OnceCell::new() })
+    }
+}
+
+impl Part<'_> {
+    fn value(&self) -> &Value {
+        self.value.get_or_init(|| serde_json::from_str(self.raw.get()).unwrap_or_default())
+    }
+}
 
 /// What an event relates to.
 #[derive(Debug, Deserialize)]
@@ -369,7 +460,8 @@ impl<'a> Facts<'a> {
         Facts {
             event,
             content: OnceCell::new(),
-            flattened: OnceCell::new(),
+            top: OnceCell::new(),
+            body: OnceCell::new(),
             mentioned: OnceCell::new(),
             unnamed: OnceCell::new(),
         }
@@ -377,12 +469,12 @@ impl<'a> Facts<'a> {
 
     /// What the event relates to, if to anything.
     pub fn relates_to(&self) -> Option<RelatesTo<'a>> {
-        serde_json::from_str(self.content_value("m.relates_to")?.get()).ok()
+        serde_json::from_str(self.part("m.relates_to")?.raw.get()).ok()
     }
 
     /// Whether there is anything in the event about this user and nobody else.
-    fn names(&self, user_id: &UserId, room_id: &str) -> bool {
-        self.about(user_id) || self.mentions(user_id, room_id)
+    fn names(&self, user_id: &UserId) -> bool {
+        self.about(user_id) || self.mentions(user_id)
     }
 
     /// Whether this is state under the user's name.
@@ -390,39 +482,69 @@ impl<'a> Facts<'a> {
         self.event.state_key().is_some_and(|key| key.eq_ignore_ascii_case(user_id.as_str()))
     }
 
-    fn mentions(&self, user_id: &UserId, room_id: &str) -> bool {
+    fn mentions(&self, user_id: &UserId) -> bool {
         let mentioned = self.mentioned.get_or_init(|| {
-            let there = self.content_value("m.mentions").is_some();
-            let found = there.then(|| self.flattened(room_id).get(MENTIONED)?.as_array()).flatten();
+            let found = self.part("m.mentions").and_then(|part| part.value().get("user_ids")?.as_array());
             found.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
         });
         !mentioned.is_empty() && mentioned.contains(user_id.as_str())
     }
 
-    fn content_value(&self, key: &str) -> Option<&'a RawValue> {
-        self.content.get_or_init(|| content(self.event)).get(key).copied()
+    fn part(&self, key: &str) -> Option<&Part<'a>> {
+        self.content.get_or_init(|| content(self.event)).get(key)
     }
 
-    fn content_text(&self, key: &str) -> Option<Cow<'a, str>> {
-        #[derive(Deserialize)]
-        struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-        Some(serde_json::from_str::<Text<'_>>(self.content_value(key)?.get()).ok()?.0)
+    fn body(&self) -> Option<&str> {
+        let body = || Some(lower(&text_of(self.part("body")?.raw)?).into_owned());
+        self.body.get_or_init(body).as_deref()
     }
 
-    fn flattened(&self, room_id: &str) -> &FlattenedJson {
-        self.flattened.get_or_init(|| {
-            let mut json = Vec::with_capacity(self.event.client().len() + 160);
-            json.push(b'{');
-            json.extend_from_slice(self.event.client());
-            for (name, value) in [("event_id", self.event.event_id()), ("room_id", room_id)] {
-                json.extend_from_slice(format!(",\"{name}\":{}", serde_json::Value::from(value)).as_bytes());
+    /// The text at a place.
+    fn text_at<'s>(&'s self, place: &Place, room_id: &'s str) -> Option<Cow<'s, str>> {
+        match place {
+            Place::Kind => Some(Cow::Borrowed(self.event.kind())),
+            Place::StateKey => self.event.state_key().map(Cow::Borrowed),
+            Place::Sender => Some(Cow::Borrowed(self.event.sender())),
+            Place::EventId => Some(Cow::Borrowed(self.event.event_id())),
+            Place::Room => Some(Cow::Borrowed(room_id)),
+            Place::Body => text_of(self.part("body")?.raw),
+            Place::Content(key, below) if below.is_empty() => text_of(self.part(key)?.raw),
+            Place::Content(..) | Place::Top(_) => self.value_at(place)?.as_str().map(Cow::Borrowed),
+        }
+    }
+
+    /// Whether there is exactly this at a place.
+    fn is_at(&self, place: &Place, room_id: &str, wanted: &ScalarJsonValue) -> bool {
+        match place {
+            Place::Body | Place::Content(..) | Place::Top(_) => {
+                self.value_at(place).is_some_and(|found| same(found, wanted))
             }
-            json.push(b'}');
-            // Stored events are JSON; if one were not, no rule would match.
-            let raw = serde_json::from_slice::<Box<RawValue>>(&json).unwrap_or_else(|_| RawValue::NULL.to_owned());
-            FlattenedJson::from_raw(&Raw::<serde_json::Value>::from_json(raw))
-        })
+            _ => wanted.as_str().is_some_and(|wanted| self.text_at(place, room_id).as_deref() == Some(wanted)),
+        }
     }
+
+    /// What is in an array at a place.
+    fn values_at(&self, place: &Place) -> &[Value] {
+        self.value_at(place).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    }
+
+    /// What is at a place in the event's JSON.
+    fn value_at(&self, place: &Place) -> Option<&Value> {
+        let under = |value, keys: &[String]| {
+            keys.iter().try_fold(value, |value: &Value, key| value.as_object().and_then(|object| object.get(key)))
+        };
+        match place {
+            Place::Body => self.part("body").map(Part::value),
+            Place::Content(key, below) => under(self.part(key)?.value(), below),
+            Place::Top(keys) => under(self.top.get_or_init(|| top(self.event)), keys),
+            _ => None,
+        }
+    }
+}
+
+fn text_of(raw: &RawValue) -> Option<Cow<'_, str>> {
+    // Most of what is asked for is no text, which its first character says.
+    raw.get().starts_with('"').then(|| serde_json::from_str::<Name<'_>>(raw.get()).ok()).flatten().map(|text| text.0)
 }
 
 fn content(event: &StoredEvent) -> Content<'_> {
@@ -432,14 +554,21 @@ fn content(event: &StoredEvent) -> Content<'_> {
     values.next().and_then(Result::ok).unwrap_or_default()
 }
 
+fn top(event: &StoredEvent) -> Value {
+    serde_json::from_slice(&[b"{", event.client(), b"}"].concat()).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
 
     use ::rooms::state::Root;
+    use futures_util::FutureExt as _;
     use proptest::prelude::*;
     use ruma::events::room::power_levels::{RoomPowerLevels, RoomPowerLevelsSource};
+    use ruma::push::PushConditionRoomCtx;
     use ruma::room_version_rules::AuthorizationRules;
+    use ruma::serde::Raw;
     use ruma::{OwnedUserId, owned_room_id, owned_user_id};
     use serde_json::{Value, json};
     use store::{Raw as RawBytes, Value as _, ValueBuf};
@@ -463,10 +592,17 @@ mod tests {
         }
         fn may_notify(&self, sender: &str, key: &NotificationPowerLevelsKey) -> Result<bool> {
             let sender = <&UserId>::try_from(sender).unwrap();
-            let levels = self.context()?.power_levels;
+            let levels = self.context().power_levels;
             Ok(levels.is_some_and(|levels| levels.has_sender_notification_permission(sender, key)))
         }
-        fn context(&self) -> Result<PushConditionRoomCtx> {
+        fn display_name(&self) -> Result<String> {
+            Ok(self.context().user_display_name)
+        }
+    }
+
+    impl Room {
+        /// The same for ruma.
+        fn context(&self) -> PushConditionRoomCtx {
             let name = "Display Name".to_owned();
             let count = UInt::new_saturating(self.0);
             let mut context =
@@ -474,7 +610,7 @@ mod tests {
             let creators = [owned_user_id!("@boss:hs")];
             let levels = RoomPowerLevels::new(RoomPowerLevelsSource::None, &AuthorizationRules::V11, creators);
             context.power_levels = Some(levels.into());
-            Ok(context)
+            context
         }
     }
 
@@ -507,7 +643,7 @@ mod tests {
     }
 
     fn outcome(ruleset: &Ruleset, members: u64, event: &StoredEvent) -> Outcome {
-        Rules::new(ruleset.clone()).decide(&Facts::new(event), &Room(members)).unwrap()
+        Rules::new(ruleset.clone()).decide(&Facts::new(event), &Room(members), &Fuel::default()).unwrap()
     }
 
     /// What ruma makes of it, without any short cut.
@@ -516,7 +652,7 @@ mod tests {
         json["event_id"] = json!("$event");
         json["room_id"] = json!("!room:hs");
         let raw = Raw::<Value>::new(&json).unwrap();
-        let context = Room(members).context().unwrap();
+        let context = Room(members).context();
         let found = ruleset.get_match(&raw, &context).now_or_never().unwrap();
         found.map_or_else(Outcome::default, |rule| Outcome {
             notify: rule.triggers_notification(),
@@ -673,8 +809,9 @@ mod tests {
             let shared = Rules::default();
             // Somebody else comes first: what is found for one must not be taken for the other.
             let other = Member { user_id: owned_user_id!("@second:hs"), room: Room(members), asked: Cell::new(0) };
-            shared.decide(&facts, &other).unwrap();
-            prop_assert_eq!(shared.decide(&facts, &room).unwrap(), oracle(&own, members, &event));
+            shared.decide(&facts, &other, &Fuel::default()).unwrap();
+            let outcome = shared.decide(&facts, &room, &Fuel::default()).unwrap();
+            prop_assert_eq!(outcome, oracle(&own, members, &event));
         }
     }
 
@@ -700,9 +837,9 @@ mod tests {
             self.asked.set(self.asked.get() + 1);
             self.room.may_notify(sender, key)
         }
-        fn context(&self) -> Result<PushConditionRoomCtx> {
+        fn display_name(&self) -> Result<String> {
             self.asked.set(self.asked.get() + 100);
-            self.room.context()
+            self.room.display_name()
         }
     }
 
@@ -716,11 +853,93 @@ mod tests {
         for nr in 0..1_000 {
             let user_id = OwnedUserId::try_from(format!("@u{nr}:hs")).unwrap();
             let member = Member { user_id, room: Room(1_000), asked: Cell::new(0) };
-            let outcome = rules.decide(&facts, &member).unwrap();
+            let outcome = rules.decide(&facts, &member, &Fuel::default()).unwrap();
             assert_eq!(outcome, Outcome { notify: true, highlight: nr == 7 }, "{nr}");
             asked += member.asked.get();
         }
         assert!(asked < 10, "the room was asked {asked} times");
+    }
+
+    #[test]
+    fn an_event_is_taken_apart_only_where_rules_ask() {
+        let deep = (0..90).fold(json!(1), |inner, n| json!({ format!("{n}{}", "k".repeat(300)): inner }));
+        let content = json!({"body": "x", "deep": deep, "m.mentions": {"user_ids": [ME]}, "msgtype": "m.text"});
+        let event = stored("m.room.message", None, "@other:hs", &content);
+        let facts = Facts::new(&event);
+        let outcome = Rules::default().decide(&facts, &Room(3), &Fuel::default()).unwrap();
+        assert_eq!(outcome, Outcome { notify: true, highlight: true });
+        assert!(facts.part("m.mentions").unwrap().value.get().is_some() && facts.top.get().is_none());
+        assert!(facts.part("deep").unwrap().value.get().is_none());
+    }
+
+    #[test]
+    fn paths_are_divided_by_dots_that_nothing_hides() {
+        assert_eq!(keys_of(r"content.m\.mentions.user_ids"), ["content", "m.mentions", "user_ids"]);
+        assert_eq!(keys_of(r"content.a\\.b\c."), ["content", r"a\", r"b\c", ""]);
+        assert_eq!(keys_of(""), [""]);
+    }
+
+    #[test]
+    fn rules_beyond_the_limits_match_nothing() {
+        let rule = |id: String, conditions: Value| json!({"rule_id": id, "default": false, "enabled": true, "actions": ["notify"], "conditions": conditions});
+        let decide = |rules: Value| {
+            let ruleset: Ruleset = serde_json::from_value(rules).unwrap();
+            outcome(&ruleset, 3, &stored("x", None, "@other:hs", &json!({"body": "aaa"}))).notify
+        };
+        let matching = |pattern: String| json!({"kind": "event_match", "key": "content.body", "pattern": pattern});
+        assert!(decide(json!({"override": [rule("own".to_owned(), json!([matching("a*".to_owned())]))]})));
+        let too_long = matching("*".repeat(MAX_PATTERN_BYTES + 1));
+        assert!(!decide(json!({"override": [rule("own".to_owned(), json!([too_long]))]})));
+        let too_many = vec![matching("*".to_owned()); MAX_CONDITIONS + 1];
+        assert!(!decide(json!({"override": [rule("own".to_owned(), json!(too_many))]})));
+        let never = json!([matching("b".to_owned())]);
+        let mut rules: Vec<Value> = (0..MAX_RULES).map(|n| rule(format!("r{n}"), never.clone())).collect();
+        rules.push(rule("last".to_owned(), json!([])));
+        assert!(!decide(json!({"override": rules.clone()})));
+        rules.remove(0);
+        assert!(decide(json!({"override": rules})));
+    }
+
+    #[test]
+    fn the_worst_rules_take_no_longer_than_their_fuel() {
+        let deep = format!("content{}", ".a".repeat(500));
+        let (is, contains) = ("event_property_is", "event_property_contains");
+        let conditions = [
+            json!({"kind": is, "key": deep, "value": 1}),
+            json!({"kind": contains, "key": "content.many", "value": "x"}),
+            json!({"kind": "event_match", "key": "content.upper", "pattern": "*x?"}),
+            json!({"kind": "event_match", "key": "content.body", "pattern": "a?".repeat(500) + "b"}),
+        ];
+        let nested = (0..90).fold(json!(1), |inner, _| json!({"a": inner}));
+        let content =
+            json!({"a": nested["a"], "body": "a".repeat(20_000), "many": vec![1; 5_000], "upper": "É".repeat(9_000)});
+        let event = stored("m.room.message", None, "@other:hs", &content);
+        let (facts, fuel) = (Facts::new(&event), Fuel::default());
+        let rules = (0..MAX_RULES).map(|n| {
+            let condition = vec![&conditions[n % conditions.len()]; 1];
+            json!({"rule_id": n.to_string(), "default": false, "enabled": true, "actions": [], "conditions": condition})
+        });
+        let rules: Vec<Value> = rules.collect();
+        let ruleset: Ruleset = serde_json::from_value(json!({"override": rules.clone()})).unwrap();
+        assert!(Rules::new(ruleset).matching(&facts, &Room(3), &fuel).unwrap().is_none());
+        assert_eq!(fuel.taken(), 1 << 20);
+        // The rules of the server count nevertheless.
+        let mut all = serde_json::to_value(Ruleset::server_default(user_id!("@me:hs"))).unwrap();
+        let own = all["override"].as_array_mut().unwrap();
+        own.extend(rules);
+        let ruleset: Ruleset = serde_json::from_value(all).unwrap();
+        assert!(Rules::new(ruleset).decide(&facts, &Room(3), &Fuel::default()).unwrap().notify);
+    }
+
+    #[test]
+    fn what_rules_weigh_is_about_what_they_hold() {
+        let pattern = |len: usize| {
+            let rule =
+                json!({"rule_id": "w", "default": false, "enabled": true, "actions": [], "pattern": "x".repeat(len)});
+            let ruleset: Ruleset = serde_json::from_value(json!({"content": [rule]})).unwrap();
+            Rules::new(ruleset).weight()
+        };
+        assert_eq!(pattern(1_000) - pattern(10), 990);
     }
 
     #[test]

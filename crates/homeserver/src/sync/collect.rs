@@ -21,7 +21,9 @@ use super::live::{LiveUser, Look, Memberships, Tastes};
 use super::material::{Datum, Material, Room};
 use super::presence;
 use super::recent::{Recent, What};
+use super::recount::counted_since;
 use super::token::{Ephemeral, SyncToken};
+use super::unread::Budget;
 use super::viewer::Candidates;
 use crate::App;
 use crate::error::Result;
@@ -60,6 +62,8 @@ pub struct Collector<'a> {
     /// What the device was sent of members.
     pub(super) sent: Option<Arc<Sent>>,
     pub(super) version: Pos,
+    /// For counts of what is unread.
+    pub(super) budget: Budget,
     account_moved: Pos,
 }
 
@@ -67,6 +71,8 @@ pub struct Collector<'a> {
 #[derive(Default)]
 struct News {
     what: What,
+    /// A count became right.
+    counted: bool,
     typing: bool,
     account_data: Vec<Datum>,
 }
@@ -128,6 +134,7 @@ impl<'a> Collector<'a> {
             tastes,
             sent,
             version: snapshot.version(),
+            budget: app.sync.recounts.budget(since.is_none() || full_state),
             account_moved: *account_moved,
         }
     }
@@ -197,7 +204,7 @@ impl Collector<'_> {
                 continue;
             };
             let since = self.since_version();
-            let Some(mut room) = self.joined(nr, member, since, news.what)? else { continue };
+            let Some(mut room) = self.joined(nr, member, since, news.what, news.counted)? else { continue };
             let new = since.is_none_or(|since| member.joined.is_none_or(|joined| joined > since));
             self.put_typing(&mut room, nr, news.typing, new);
             material.next.ephemeral.typing |= room.typing.as_ref().is_some_and(|typists| !typists.is_empty());
@@ -251,6 +258,9 @@ impl Collector<'_> {
         };
         if since >= self.memberships.attached && self.account_moved <= since {
             return Ok(());
+        }
+        for room in counted_since(self.rooms.read, self.user_id, since)? {
+            news.entry(room).or_default().counted = true;
         }
         let span = schema::ACCOUNT_DATA_LOG.prefix((user,)).after((user, since));
         for row in self.rooms.read.scan(&schema::ACCOUNT_DATA_LOG, span) {

@@ -49,6 +49,12 @@ impl LiveUsers {
         }
     }
 
+    /// As if nobody had synced yet.
+    #[cfg(test)]
+    pub fn forget(&self) {
+        self.users.clear();
+    }
+
     /// What decides over what a user gets, for those who do not sync.
     pub fn tastes(&self, snapshot: &Snapshot, user_id: &UserId, known: Option<&Tastes>) -> Result<Tastes> {
         Tastes::read(&self.rules, snapshot, user_id, known)

@@ -7,7 +7,7 @@
 //! - `live`: what is remembered of users who poll. `recent`: what happened lately. `lazy`: which members a device knows.
 //! - `devices`: messages to devices, counts of their keys, and whose devices changed.
 //! - `sliding`: the other way to sync, by windows over rooms.
-//! - `typing`, `presence`: what is not stored. `unread`: counts of what was not read.
+//! - `typing`, `presence`: what is not stored. `unread`: counts of what was not read. `recount`: those that take long.
 //! - `receipts`: saying what was read.
 //!
 //! Everything held here can be forgotten at any time: it is read again, counted again, or sent again.
@@ -22,6 +22,7 @@ pub mod material;
 pub mod presence;
 pub mod receipts;
 pub mod recent;
+pub mod recount;
 pub mod room;
 pub mod sliding;
 pub mod token;
@@ -45,6 +46,7 @@ use lazy::SentMembers;
 use live::LiveUsers;
 use presence::Presence;
 use recent::Recent;
+use recount::Recounts;
 use sliding::Sliding;
 use typing::Typing;
 use viewer::Candidates;
@@ -61,6 +63,7 @@ pub struct Sync {
     pub presence: Presence,
     pub unacknowledged: Unacknowledged,
     pub sliding: Sliding,
+    pub recounts: Recounts,
     sent: SentMembers,
     candidates: Cache<Root, Arc<Candidates>>,
     large: Semaphore,
@@ -81,6 +84,7 @@ impl Sync {
             presence: Presence::default(),
             unacknowledged: Unacknowledged::default(),
             sliding: Sliding::new(bytes / 4),
+            recounts: Recounts::default(),
             sent: SentMembers::default(),
             candidates: Cache::new(1024),
             large: Semaphore::new(LARGE_AT_ONCE),

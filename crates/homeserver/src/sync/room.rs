@@ -42,6 +42,7 @@ impl Collector<'_> {
         member: &Membership,
         since: Option<Pos>,
         what: What,
+        counted: bool,
     ) -> Result<Option<Room>> {
         let Some(head) = self.rooms.head_of(nr)? else { return Ok(None) };
         if !self.filter.rooms.take(&head.room_id) {
@@ -58,9 +59,10 @@ impl Collector<'_> {
         if since.is_none() || what.receipts {
             (room.receipts, own_receipt) = self.receipts(nr, &head.room_id, since)?;
         }
-        if since.is_none() || own_receipt || !room.timeline.events.is_empty() || room.timeline.limited {
-            let Self { rooms, user_id, recent, tastes, .. } = *self;
-            let counter = Counter { rooms, recent, user_id, tastes };
+        let moved = own_receipt || counted || !room.timeline.events.is_empty() || room.timeline.limited;
+        if since.is_none() || moved {
+            let Self { app, rooms, user_id, recent, tastes, ref budget, .. } = *self;
+            let counter = Counter { rooms, recent, user_id, tastes, recounts: &app.sync.recounts, budget };
             room.unread = Some(counter.count(&self.live.counts, nr, &head, member)?);
         }
         Ok(Some(room))

@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use store::MemoryDisk;
 
+use crate::App;
 use crate::config::Config;
 use crate::testing::{Server, User, config};
 
 mod law;
 mod pitfalls;
+mod unread;
 
 /// A server and shorthands for what its users do.
 struct World {
@@ -27,6 +30,13 @@ impl World {
         config.presence.enabled = false;
         change(&mut config);
         World { server: Server::new(config), txn: std::cell::Cell::new(0) }
+    }
+
+    /// On a disk that is there already, or will be later.
+    fn at(disk: MemoryDisk) -> Self {
+        let mut config = config();
+        config.presence.enabled = false;
+        World { server: Server::of(App::on_memory_disk(config, disk)), txn: std::cell::Cell::new(0) }
     }
 
     async fn user(&self, name: &str) -> User {

@@ -21,6 +21,8 @@ use crate::rooms::shown::Style;
 use crate::schema::{self, MembershipState, RoomNr};
 use crate::sync::live::{LiveUser, Look};
 use crate::sync::material::ReadBy;
+use crate::sync::recount::counted_since;
+use crate::sync::unread::Budget;
 use crate::sync::viewer::Viewer;
 
 /// Receipts of a room that is new to the client, at most.
@@ -47,6 +49,8 @@ pub(super) struct Plan {
     pub(super) fresh: HashMap<RoomNr, Scopes>,
     /// Rooms in which somebody may have read something, and since when the client has to know.
     receipts: HashMap<RoomNr, Option<Pos>>,
+    /// Rooms whose counts became right.
+    counted: HashSet<RoomNr>,
 }
 
 /// An answer on its way.
@@ -57,6 +61,8 @@ pub(super) struct Answer<'a> {
     /// What the client will have.
     pub(super) next: State,
     pub(super) material: Material,
+    /// For counts of what is unread.
+    budget: Budget,
 }
 
 /// What is new for a client, and what it will have once it has that.
@@ -71,7 +77,8 @@ pub fn answer(ask: Ask<'_>) -> Result<(State, Material)> {
         (ask.live.look(&ask.app.store)?, Plan::default())
     };
     next.version = look.snapshot.version();
-    let mut answer = Answer { ask, look: &look, plan, next, material: Material::default() };
+    let budget = ask.app.sync.recounts.budget(ask.state.config.is_none());
+    let mut answer = Answer { ask, look: &look, plan, next, material: Material::default(), budget };
     answer.rooms()?;
     answer.account_data()?;
     answer.typing();
@@ -221,6 +228,10 @@ impl Planner<'_> {
                 }
             }
         }
+        if look.account_moved > since {
+            let counted = counted_since(&look.snapshot, self.ask.user_id, since)?;
+            self.plan.counted.extend(counted.into_iter().filter(|room| wanted(*room)));
+        }
         self.visit_readers(marks);
         Ok(())
     }
@@ -232,7 +243,8 @@ impl Planner<'_> {
         let read = self.plan.receipts.iter().map(|(room, since)| (*room, *since));
         let fresh = self.plan.fresh.iter().filter(|(_, scopes)| scopes.has(Scopes::RECEIPTS));
         let fresh = fresh.map(|(room, _)| (*room, state.knows(*room)));
-        let mut rooms: Vec<(RoomNr, Option<Pos>)> = read.chain(fresh).collect();
+        let counted = self.plan.counted.iter().map(|room| (*room, state.knows(*room)));
+        let mut rooms: Vec<(RoomNr, Option<Pos>)> = read.chain(fresh).chain(counted).collect();
         rooms.sort_unstable();
         rooms.dedup_by_key(|(room, _)| *room);
         for (room, since) in rooms.into_iter().filter(|(room, _)| !planned.contains(room)) {
@@ -274,10 +286,12 @@ impl<'a> Answer<'a> {
                 Some(Some(since)) => self.read_since(nr, *since)?,
                 _ => Read::default(),
             };
-            visit.receipts = read.own;
+            visit.receipts = read.own || self.plan.counted.contains(&nr);
             let (viewer, version) = (self.viewer(), self.next.version);
             let bumps = &app.sync.sliding.bumps;
-            let mut visitor = Visitor { viewer, live, bumps, style, state: &mut self.next, seen, version };
+            let (recounts, budget) = (&app.sync.recounts, &self.budget);
+            let state = &mut self.next;
+            let mut visitor = Visitor { viewer, live, bumps, recounts, budget, style, state, seen, version };
             let room = visitor.room(&visit)?;
             let first = room.as_ref().and_then(|room| room.timeline.as_ref()?.events.first()).map(|shown| shown.at);
             self.put_receipts(nr, read.receipts, first)?;

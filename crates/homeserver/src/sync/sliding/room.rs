@@ -16,7 +16,8 @@ use crate::rooms::sight::{Sight, left_at};
 use crate::schema::{self, Membership, MembershipState, RoomNr};
 use crate::stored::{Head, StoredEvent};
 use crate::sync::live::LiveUser;
-use crate::sync::unread::Counter;
+use crate::sync::recount::Recounts;
+use crate::sync::unread::{Budget, Counter};
 use crate::sync::viewer::{Stretch, Viewer, Window};
 
 /// Looking for the last proper activity of a room ends after so many events.
@@ -60,7 +61,7 @@ pub struct Visit {
     pub config: Arc<RoomConfig>,
     /// What the client asked for before, if that was less.
     pub before: Option<Arc<RoomConfig>>,
-    /// The user may have read something.
+    /// The user may have read something, or it was counted.
     pub receipts: bool,
 }
 
@@ -69,6 +70,8 @@ pub struct Visitor<'a> {
     pub viewer: Viewer<'a>,
     pub live: &'a LiveUser,
     pub bumps: &'a Bumps,
+    pub recounts: &'a Recounts,
+    pub budget: &'a Budget,
     pub style: Style<'a>,
     /// What the client has. Members that were sent are added.
     pub state: &'a mut State,
@@ -128,7 +131,7 @@ impl Visitor<'_> {
         let Some(mut room) = self.read(reach)? else { return Ok(None) };
         room.bump_stamp = self.bump(visit.room)?.max(joined);
         let Viewer { rooms, recent, user_id, tastes, .. } = self.viewer;
-        let counter = Counter { rooms, recent, user_id, tastes };
+        let counter = Counter { rooms, recent, user_id, tastes, recounts: self.recounts, budget: self.budget };
         room.unread = Some(counter.count(&self.live.counts, visit.room, &head, &visit.member)?.total());
         if room.members.is_some() {
             room.members = Some((head.joined_members, head.invited_members));

@@ -365,3 +365,24 @@ async fn pitfall_050_relations_come_with_limited_timelines() {
     let first = &only(&answer, &room)["timeline"][0];
     assert_eq!(first["unsigned"]["m.relations"]["m.thread"]["count"], 1, "{first}");
 }
+
+#[tokio::test]
+async fn pitfall_038_a_room_comes_again_when_what_is_unread_is_counted_to_the_end() {
+    let server = Server::default();
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let room = public_room(&alice).await;
+    join(&bob, &room).await;
+    for n in 0..60 {
+        say(&bob, &room, &n.to_string()).await;
+    }
+    server.app.sync.recounts.set_patience(std::time::Duration::from_micros(2));
+    let mut connection = Connection::list(&alice, 1, json!([]));
+    let part = only(&connection.sync().await, &room)["notification_count"].as_u64().unwrap();
+    assert!((1..60).contains(&part), "{part}");
+    nothing(&connection.sync().await);
+    crate::sync::recount::drain(&server.app).await.unwrap();
+    let answer = connection.sync().await;
+    let again = only(&answer, &room);
+    assert_eq!((&again["notification_count"], again.get("timeline")), (&json!(60), None));
+    nothing(&connection.sync().await);
+}
