@@ -1,0 +1,440 @@
+//! Reading a bundle, in the order of trust: bytes, signatures, manifest, indices, chunks.
+//!
+//! Memory is bounded whatever the file says: the head, the indices (72 bytes for each chunk) and one chunk at a time.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+
+use zstd::bulk::Decompressor;
+
+use crate::chunks::{Chunk, ENTRY, read_index};
+use crate::digest::{Digest, Hasher};
+use crate::format::{Contents, Envelope, MAGIC};
+use crate::limits::{MAX_CHUNKS, MAX_ENVELOPE, MAX_MANIFEST};
+use crate::manifest::{Arch, Blob, Image, Manifest, Part, PartName};
+use crate::refusal::Refusal;
+use crate::trust::{KeyId, Trust};
+
+/// A file that looks like a bundle. Nothing of it was believed yet.
+#[derive(Debug)]
+pub struct Bundle<R> {
+    reader: R,
+    len: u64,
+    manifest: Vec<u8>,
+    envelope: Envelope,
+    contents: Vec<u8>,
+    /// Where the chunk indices begin.
+    indices_at: u64,
+}
+
+/// A bundle whose manifest is believed. What is behind the manifest is verified when it is read.
+#[derive(Debug)]
+pub struct Checked<R> {
+    reader: R,
+    manifest: Manifest,
+    manifest_bytes: Vec<u8>,
+    envelope: Envelope,
+    contents: Contents,
+    trust: Option<Trust>,
+    signers: Vec<KeyId>,
+    /// The chunks of each part, by image in the manifest's order; nothing where the image was taken out.
+    indices: Vec<Option<[Vec<Chunk>; 3]>>,
+    /// Where the chunks of this file are, by the digest of their stored bytes.
+    places: HashMap<Digest, (u64, u32)>,
+    sbom_at: u64,
+}
+
+/// What a box says of itself before a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThisBox {
+    pub arch: Arch,
+    /// The highest security version that it has run well.
+    pub floor: u64,
+    /// The one that it runs.
+    pub security_version: u64,
+    /// The format of its database.
+    pub store_format: u32,
+}
+
+/// Plain chunks that are at hand already, such as those of the active slot.
+pub trait Have {
+    fn has(&self, plain: &Digest) -> bool;
+    /// # Errors
+    /// The chunk cannot be read. What is given is verified by the caller.
+    fn chunk(&mut self, plain: &Digest) -> io::Result<Vec<u8>>;
+}
+
+/// Nothing is at hand.
+#[derive(Clone, Copy, Debug)]
+pub struct NoSlot;
+
+/// Chunks of a part that are nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Missing {
+    pub part: PartName,
+    pub count: usize,
+    pub first: Digest,
+}
+
+/// What a whole check has found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Bytes of the chunks as they are stored, and plain.
+    pub stored: u64,
+    pub plain: u64,
+    /// Chunks that are in the file, and those that a box must have.
+    pub chunks: usize,
+    pub elsewhere: usize,
+}
+
+impl<R: Read + Seek> Bundle<R> {
+    /// Reads the head.
+    ///
+    /// # Errors
+    /// This is not a bundle, it is cut off, or the reader fails.
+    pub fn open(mut reader: R) -> Result<Self, Refusal> {
+        let len = reader.seek(SeekFrom::End(0))?;
+        reader.seek(SeekFrom::Start(0))?;
+        let mut magic = [0; MAGIC.len()];
+        match reader.read_exact(&mut magic) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(Refusal::NotABundle),
+            other => other?,
+        }
+        if magic != MAGIC {
+            return Err(Refusal::NotABundle);
+        }
+        let manifest = section(&mut reader, MAX_MANIFEST, "the manifest")?;
+        let envelope = Envelope::parse(&section(&mut reader, MAX_ENVELOPE, "the envelope")?)?;
+        let contents = section(&mut reader, MAX_CHUNKS, "the table of contents")?;
+        let indices_at = reader.stream_position()?;
+        Ok(Self { reader, len, manifest, envelope, contents, indices_at })
+    }
+
+    pub fn manifest_bytes(&self) -> &[u8] {
+        &self.manifest
+    }
+
+    pub fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+
+    /// Weighs the signatures, and only then looks at what they are for.
+    ///
+    /// # Errors
+    /// Too few have signed, or the file is not what they have signed.
+    pub fn judge(self, trust: &Trust) -> Result<Checked<R>, Refusal> {
+        let trust = trust.follow(&self.envelope.roots)?;
+        let signers = trust.weigh(&self.manifest, &self.envelope)?;
+        self.read_indices(Some(trust), signers)
+    }
+
+    /// For those who make and sign bundles: believes the manifest as it is.
+    ///
+    /// # Errors
+    /// The file is damaged.
+    pub fn unjudged(self) -> Result<Checked<R>, Refusal> {
+        self.read_indices(None, Vec::new())
+    }
+
+    fn read_indices(mut self, trust: Option<Trust>, signers: Vec<KeyId>) -> Result<Checked<R>, Refusal> {
+        let manifest = Manifest::parse(&self.manifest)?;
+        let contents = Contents::parse(&self.contents, &manifest)?;
+        self.reader.seek(SeekFrom::Start(self.indices_at))?;
+        let mut indices = Vec::with_capacity(manifest.images.len());
+        for (image, here) in manifest.images.values().zip(&contents.images) {
+            indices.push(here.as_ref().map(|_| image_indices(&mut self.reader, image)).transpose()?);
+        }
+        let mut at = self.reader.stream_position()?;
+        let places = places(&contents, &indices, &mut at)?;
+        let end = at.saturating_add(manifest.sbom.bytes);
+        if end > self.len {
+            return Err(Refusal::Truncated);
+        }
+        if end < self.len {
+            return Err(Refusal::Padded { extra: self.len - end });
+        }
+        Ok(Checked {
+            reader: self.reader,
+            manifest,
+            manifest_bytes: self.manifest,
+            envelope: self.envelope,
+            contents,
+            trust,
+            signers,
+            indices,
+            places,
+            sbom_at: at,
+        })
+    }
+}
+
+/// Bytes behind their length.
+fn section(reader: &mut impl Read, max: usize, what: &'static str) -> Result<Vec<u8>, Refusal> {
+    let mut len = [0; 4];
+    reader.read_exact(&mut len).map_err(cut_off)?;
+    let len = u32::from_le_bytes(len) as usize;
+    if len > max {
+        return Err(Refusal::TooLarge { what });
+    }
+    bytes(reader, len)
+}
+
+fn bytes(reader: &mut impl Read, len: usize) -> Result<Vec<u8>, Refusal> {
+    let mut bytes = vec![0; len];
+    reader.read_exact(&mut bytes).map_err(cut_off)?;
+    Ok(bytes)
+}
+
+fn cut_off(error: io::Error) -> Refusal {
+    if error.kind() == io::ErrorKind::UnexpectedEof { Refusal::Truncated } else { Refusal::Io(error) }
+}
+
+fn image_indices(reader: &mut impl Read, image: &Image) -> Result<[Vec<Chunk>; 3], Refusal> {
+    let mut one = |(name, part): (PartName, &Part)| {
+        let index = bytes(reader, part.chunks as usize * ENTRY)?;
+        if Digest::of(&index) != part.index_sha256 {
+            return Err(Refusal::damaged(format!("the index of the {name} image")));
+        }
+        read_index(&index, part.bytes).map_err(|why| Refusal::damaged(format!("the index of the {name} image: {why}")))
+    };
+    let [root, verity, kernel] = image.parts();
+    Ok([one(root)?, one(verity)?, one(kernel)?])
+}
+
+/// Where the chunks are that this file has. `at` moves behind them.
+fn places(
+    contents: &Contents,
+    indices: &[Option<[Vec<Chunk>; 3]>],
+    at: &mut u64,
+) -> Result<HashMap<Digest, (u64, u32)>, Refusal> {
+    let mut places = HashMap::new();
+    let maps = contents.images.iter().flatten().flatten();
+    let parts = indices.iter().flatten().flatten();
+    for (map, chunks) in maps.zip(parts) {
+        for (chunk, _) in chunks.iter().zip(map).filter(|(_, here)| **here) {
+            if places.insert(chunk.stored, (*at, chunk.stored_len)).is_some() {
+                return Err(Refusal::damaged(format!("chunk {} is in it twice", chunk.stored)));
+            }
+            *at = at.saturating_add(chunk.stored_len.into());
+        }
+    }
+    Ok(places)
+}
+
+impl<R: Read + Seek> Checked<R> {
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    pub fn manifest_bytes(&self) -> &[u8] {
+        &self.manifest_bytes
+    }
+
+    pub fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+
+    pub fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    /// Whom the box believes from now on; nothing if the bundle was not judged.
+    pub fn trust(&self) -> Option<&Trust> {
+        self.trust.as_ref()
+    }
+
+    /// Whose signatures counted.
+    pub fn signers(&self) -> &[KeyId] {
+        &self.signers
+    }
+
+    /// The chunks of a part, if its image is in this file.
+    pub fn index(&self, arch: Arch, name: PartName) -> Option<&[Chunk]> {
+        let place = self.manifest.images.keys().position(|image| *image == arch)?;
+        let [root, verity, kernel] = self.indices.get(place)?.as_ref()?;
+        Some(match name {
+            PartName::Root => root,
+            PartName::Verity => verity,
+            PartName::Kernel => kernel,
+        })
+    }
+
+    /// Whether the stored bytes of a chunk are in this file.
+    pub fn contains(&self, chunk: &Chunk) -> bool {
+        self.places.contains_key(&chunk.stored)
+    }
+
+    /// The bill of materials.
+    ///
+    /// # Errors
+    /// It is damaged, or the reader fails.
+    pub fn sbom(&mut self) -> Result<Vec<u8>, Refusal> {
+        let Blob { bytes: len, sha256 } = self.manifest.sbom;
+        self.reader.seek(SeekFrom::Start(self.sbom_at))?;
+        let sbom = bytes(&mut self.reader, usize::try_from(len).map_err(|_| Refusal::Truncated)?)?;
+        if Digest::of(&sbom) != sha256 {
+            return Err(Refusal::damaged("the bill of materials"));
+        }
+        Ok(sbom)
+    }
+
+    /// The chunks of an image that are neither here nor at hand, by part. To be asked before anything is written.
+    ///
+    /// # Errors
+    /// The image is not in this file.
+    pub fn missing(&self, arch: Arch, have: &impl Have) -> Result<Vec<Missing>, Refusal> {
+        let mut missing = Vec::new();
+        for (part, _) in self.image(arch)?.parts() {
+            let chunks = self.index(arch, part).ok_or(Refusal::Stripped { arch })?;
+            let mut gone = chunks.iter().filter(|chunk| !self.contains(chunk) && !have.has(&chunk.plain));
+            if let Some(first) = gone.next() {
+                missing.push(Missing { part, count: 1 + gone.count(), first: first.plain });
+            }
+        }
+        Ok(missing)
+    }
+
+    /// The image for a machine.
+    ///
+    /// # Errors
+    /// There is none, or it was taken out of this file.
+    pub fn image(&self, arch: Arch) -> Result<&Image, Refusal> {
+        let there = || self.manifest.images.keys().copied().collect();
+        let image = self.manifest.images.get(&arch).ok_or_else(|| Refusal::WrongArch { arch, there: there() })?;
+        self.index(arch, PartName::Root).ok_or(Refusal::Stripped { arch })?;
+        Ok(image)
+    }
+
+    /// Whether a box may take the step to this release.
+    ///
+    /// # Errors
+    /// It may not: the refusal says why, and what to do instead.
+    pub fn fits(&self, this: &ThisBox) -> Result<&Image, Refusal> {
+        let image = self.image(this.arch)?;
+        let Manifest { version, security_version, from_security_version, store, .. } = &self.manifest;
+        if *security_version < this.floor {
+            let (version, offered, floor) = (version.clone(), *security_version, this.floor);
+            return Err(Refusal::Downgrade { version, offered, floor });
+        }
+        if this.security_version < *from_security_version {
+            return Err(Refusal::StepTooLarge { needed: *from_security_version, have: this.security_version });
+        }
+        if !(store.oldest..=store.newest).contains(&this.store_format) {
+            let (version, have) = (version.clone(), this.store_format);
+            return Err(Refusal::StoreFormat { version, have, oldest: store.oldest, newest: store.newest });
+        }
+        Ok(image)
+    }
+
+    /// Writes a part, each chunk only after it was verified, and checks the whole at the end.
+    ///
+    /// # Errors
+    /// Something is damaged or missing, or a reader or the writer fails; then part of it may have been written.
+    pub fn write_part(
+        &mut self,
+        arch: Arch,
+        name: PartName,
+        have: &mut impl Have,
+        out: &mut impl Write,
+    ) -> Result<(), Refusal> {
+        let part = *self.image(arch)?.part(name);
+        let chunks = self.index(arch, name).ok_or(Refusal::Stripped { arch })?.to_vec();
+        let mut unpack = Unpack::new()?;
+        let mut whole = Hasher::default();
+        for chunk in &chunks {
+            let plain = match self.stored(chunk)? {
+                Some(stored) => unpack.plain(chunk, &stored)?,
+                None if have.has(&chunk.plain) => same(chunk, have.chunk(&chunk.plain)?)?,
+                None => return Err(Refusal::Missing { part: name, count: 1, first: chunk.plain }),
+            };
+            whole.update(&plain);
+            out.write_all(&plain)?;
+        }
+        if whole.finish() != part.sha256 {
+            return Err(Refusal::damaged(format!("the {name} image is not the one that was signed")));
+        }
+        Ok(())
+    }
+
+    /// Checks everything that is in the file. `progress` hears how many stored bytes were checked.
+    ///
+    /// # Errors
+    /// Something is damaged, or the reader fails.
+    pub fn verify(&mut self, mut progress: impl FnMut(u64)) -> Result<Report, Refusal> {
+        let mut report = Report::default();
+        let mut unpack = Unpack::new()?;
+        self.sbom()?;
+        for (arch, image) in self.manifest.images.clone() {
+            for (name, part) in image.parts() {
+                let Some(chunks) = self.index(arch, name).map(<[Chunk]>::to_vec) else { continue };
+                let mut whole = Some(Hasher::default());
+                for chunk in &chunks {
+                    let Some(stored) = self.stored(chunk)? else {
+                        report.elsewhere += 1;
+                        whole = None;
+                        continue;
+                    };
+                    let plain = unpack.plain(chunk, &stored)?;
+                    if let Some(whole) = &mut whole {
+                        whole.update(&plain);
+                    }
+                    report.chunks += 1;
+                    report.plain += plain.len() as u64;
+                    report.stored += stored.len() as u64;
+                    progress(report.stored);
+                }
+                if whole.is_some_and(|whole| whole.finish() != part.sha256) {
+                    return Err(Refusal::damaged(format!(
+                        "the {name} image for {arch} is not the one that was signed"
+                    )));
+                }
+            }
+        }
+        Ok(report)
+    }
+
+    /// The verified stored bytes of a chunk, if they are in this file.
+    pub(crate) fn stored(&mut self, chunk: &Chunk) -> Result<Option<Vec<u8>>, Refusal> {
+        let Some((at, len)) = self.places.get(&chunk.stored).copied() else { return Ok(None) };
+        if len != chunk.stored_len {
+            return Err(Refusal::damaged(format!("chunk {} has two lengths", chunk.stored)));
+        }
+        self.reader.seek(SeekFrom::Start(at))?;
+        let stored = bytes(&mut self.reader, len as usize)?;
+        if Digest::of(&stored) != chunk.stored {
+            return Err(Refusal::damaged(format!("chunk {}", chunk.stored)));
+        }
+        Ok(Some(stored))
+    }
+}
+
+/// Decompresses, never more than the index says.
+struct Unpack(Decompressor<'static>);
+
+impl Unpack {
+    fn new() -> Result<Self, Refusal> {
+        Ok(Self(Decompressor::new()?))
+    }
+
+    fn plain(&mut self, chunk: &Chunk, stored: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let plain = self.0.decompress(stored, chunk.plain_len as usize);
+        same(chunk, plain.map_err(|_| Refusal::damaged(format!("chunk {} cannot be unpacked", chunk.stored)))?)
+    }
+}
+
+fn same(chunk: &Chunk, plain: Vec<u8>) -> Result<Vec<u8>, Refusal> {
+    if plain.len() != chunk.plain_len as usize || Digest::of(&plain) != chunk.plain {
+        return Err(Refusal::damaged(format!("chunk {} is not what it should be", chunk.plain)));
+    }
+    Ok(plain)
+}
+
+impl Have for NoSlot {
+    fn has(&self, _: &Digest) -> bool {
+        false
+    }
+
+    fn chunk(&mut self, _: &Digest) -> io::Result<Vec<u8>> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+}
