@@ -15,15 +15,27 @@ use crate::schema::{USERS, User};
 
 /// Logins of browsers.
 pub struct Browsers {
-    logins: Expiring<Hash, Login>,
+    logins: Expiring<Hash, Person>,
     key: Key,
 }
 
-#[derive(Clone, Debug)]
-struct Login {
-    user_id: OwnedUserId,
-    /// Of the user's password at that time: a new one ends the login.
+/// A user who logged in by a password. A new one ends what they were let do by the old one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Person {
+    pub user_id: OwnedUserId,
+    /// Of the password at that time.
     password: Hash,
+}
+
+impl Person {
+    pub fn new(user_id: OwnedUserId, user: &User) -> Self {
+        Self { user_id, password: password_of(user) }
+    }
+
+    /// Whether the account still is theirs, and open.
+    pub fn is(&self, user: &User) -> bool {
+        !user.deactivated && !user.locked && password_of(user) == self.password
+    }
 }
 
 /// Which users may replace their cross-signing keys for a while.
@@ -59,8 +71,8 @@ impl Browsers {
     /// Logs a user in. The secret is a new one: what the browser had before may have come from somebody else.
     pub fn log_in(&self, app: &App, user_id: OwnedUserId, user: &User) -> String {
         let (secret, now) = (self.new_secret(app), app.clock.now_ms());
-        let login = Login { user_id, password: password_of(user) };
-        self.logins.push(now, now.saturating_add(LOGIN_LIFETIME_MS), tokens::hash(&secret), login);
+        let ends = now.saturating_add(LOGIN_LIFETIME_MS);
+        self.logins.push(now, ends, tokens::hash(&secret), Person::new(user_id, user));
         secret
     }
 
@@ -68,8 +80,7 @@ impl Browsers {
     pub fn who(&self, app: &App, secret: &str) -> Result<Option<(OwnedUserId, User)>> {
         let Some(login) = self.logins.get(app.clock.now_ms(), &tokens::hash(secret)) else { return Ok(None) };
         let user = app.store.snapshot().get(&USERS, login.user_id.as_str())?;
-        let same = |user: &User| !user.deactivated && !user.locked && password_of(user) == login.password;
-        Ok(user.filter(same).map(|user| (login.user_id, user)))
+        Ok(user.filter(|user| login.is(user)).map(|user| (login.user_id, user)))
     }
 
     pub fn log_out(&self, app: &App, secret: &str) {

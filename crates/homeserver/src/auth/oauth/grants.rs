@@ -4,9 +4,9 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::digest::{SHA256, digest};
-use ruma::OwnedUserId;
 use store::{Read as _, Tx};
 
+use super::browser::Person;
 use super::scope::Scope;
 use super::{Expiring, Failure, Key, Reason, Refused, clients};
 use crate::App;
@@ -32,7 +32,7 @@ pub struct Code {
     pub redirect_uri: String,
     /// The SHA-256 of what the client will show, in base64.
     pub challenge: String,
-    pub user_id: OwnedUserId,
+    pub by: Person,
     pub scope: Scope,
     /// It was shown once; it is remembered to notice when it is shown again.
     spent: bool,
@@ -52,7 +52,7 @@ pub struct DeviceGrant {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
     Waiting,
-    Granted(OwnedUserId),
+    Granted(Person),
     Denied,
 }
 
@@ -93,8 +93,8 @@ impl Grants {
 // ---- codes -------------------------------------------------------------------------------------------------------
 
 impl Code {
-    pub fn new(client_id: String, redirect_uri: String, challenge: String, user_id: OwnedUserId, scope: Scope) -> Self {
-        Self { client_id, redirect_uri, challenge, user_id, scope, spent: false }
+    pub fn new(client_id: String, redirect_uri: String, challenge: String, by: Person, scope: Scope) -> Self {
+        Self { client_id, redirect_uri, challenge, by, scope, spent: false }
     }
 
     /// Makes it known; what the client gets to hold.
@@ -145,12 +145,12 @@ pub async fn redeem(
         end(app, &code, &hash).await?;
         return Err(refused().into());
     }
-    open(app, &code.user_id, client_id, &code.scope, hash).await
+    open(app, &code.by, client_id, &code.scope, hash).await
 }
 
 /// Ends the session that a code opened, unless the device has another one by now.
 async fn end(app: &App, code: &Code, hash: &Hash) -> Result<()> {
-    let (user_id, device_id) = (code.user_id.as_str(), code.scope.device_id.as_str());
+    let (user_id, device_id) = (code.by.user_id.as_str(), code.scope.device_id.as_str());
     let end = |tx: &mut Tx| -> Result<()> {
         match tx.get(&OAUTH_SESSIONS, (user_id, device_id))? {
             Some(session) if session.code == *hash => devices::delete(tx, user_id, device_id),
@@ -160,16 +160,11 @@ async fn end(app: &App, code: &Code, hash: &Hash) -> Result<()> {
     app.store.transact(end).await.map(|_| ())
 }
 
-async fn open(
-    app: &App,
-    user_id: &OwnedUserId,
-    client_id: &str,
-    scope: &Scope,
-    code: Hash,
-) -> Result<Session, Failure> {
+/// Opens a session for whoever granted it, unless they have another password by now.
+async fn open(app: &App, by: &Person, client_id: &str, scope: &Scope, code: Hash) -> Result<Session, Failure> {
     let open = |tx: &mut Tx| -> Result<Option<Grant>> {
-        let user = tx.get(&USERS, user_id.as_str())?;
-        let may = user.is_some_and(|user| !user.deactivated && !user.locked);
+        let user_id = &by.user_id;
+        let may = tx.get(&USERS, user_id.as_str())?.is_some_and(|user| by.is(&user));
         if !may || !clients::used(app, tx, client_id)? {
             return Ok(None);
         }
@@ -248,7 +243,7 @@ pub fn waiting(app: &App, user_code: &str) -> Option<DeviceGrant> {
 }
 
 /// A user lets a device in, or not. `false`: nothing waits under this code any more.
-pub fn answer(app: &App, user_code: &str, granted_by: Option<OwnedUserId>) -> bool {
+pub fn answer(app: &App, user_code: &str, granted_by: Option<Person>) -> bool {
     let (grants, now) = (&app.auth.oauth.grants, app.clock.now_ms());
     let Some(hash) = grants.user_codes.take(now, &typed(user_code)) else { return false };
     let decide = |grant: &mut DeviceGrant| {
@@ -269,7 +264,7 @@ pub async fn poll(app: &App, device_code: &str, client_id: &str) -> Result<Sessi
             return Err(Refused::new(Reason::InvalidGrant, "This code is for another client"));
         }
         match &grant.state {
-            State::Granted(user_id) => return Ok((user_id.clone(), grant.scope.clone())),
+            State::Granted(by) => return Ok((by.clone(), grant.scope.clone())),
             State::Denied => return Err(Refused::new(Reason::AccessDenied, "The user did not want this")),
             State::Waiting => {}
         }
@@ -284,10 +279,10 @@ pub async fn poll(app: &App, device_code: &str, client_id: &str) -> Result<Sessi
         })
     };
     let gone = || Refused::new(Reason::ExpiredToken, "This code is unknown, used, or has ended");
-    let (user_id, scope) = grants.devices.update(now, &hash, look).ok_or_else(gone)??;
+    let (by, scope) = grants.devices.update(now, &hash, look).ok_or_else(gone)??;
     // Of two requests at once one takes it.
     grants.devices.take(now, &hash).ok_or_else(gone)?;
-    open(app, &user_id, client_id, &scope, hash).await
+    open(app, &by, client_id, &scope, hash).await
 }
 
 /// Ends the session that a token belongs to, if it is one of OAuth. Tokens that nobody knows are void already.

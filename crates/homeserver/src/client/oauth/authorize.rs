@@ -10,6 +10,7 @@ use ruma::OwnedUserId;
 use super::fields::Fields;
 use super::page::{self, Browser, Text, form, hidden, redirect, shown};
 use crate::App;
+use crate::auth::oauth::browser::Person;
 use crate::auth::oauth::clients::{self, CODE, Metadata};
 use crate::auth::oauth::grants::{self, Code};
 use crate::auth::oauth::scope::Scope;
@@ -118,8 +119,8 @@ fn decide(ctx: &RawCtx, form: &Fields) -> Result<Response, Failure> {
         Ok(wish) => wish,
         Err(refused) => return Ok(asker.to.refuse(&refused)),
     };
-    let user_id = match &browser.user {
-        Some((user_id, _)) if user_id.as_str() == form.text("user") => user_id.clone(),
+    let by = match &browser.user {
+        Some((user_id, user)) if user_id.as_str() == form.text("user") => Person::new(user_id.clone(), user),
         // Somebody else has logged in meanwhile, or nobody is any more: they see the page first.
         _ => return Ok(page::go(app, &format!("{PATH}?{}", request.encode()))),
     };
@@ -129,7 +130,7 @@ fn decide(ctx: &RawCtx, form: &Fields) -> Result<Response, Failure> {
         _ => return Err(Error::invalid_param("There is no such answer").into()),
     }
     let Asker { client_id, to, .. } = asker;
-    let code = Code::new(client_id, to.uri.clone(), wish.challenge, user_id, wish.scope);
+    let code = Code::new(client_id, to.uri.clone(), wish.challenge, by, wish.scope);
     Ok(match code.issue(app) {
         Ok(code) => to.answer(&[("code", &code)]),
         Err(refused) => to.refuse(&refused),

@@ -7,6 +7,7 @@ use super::fields::Fields;
 use super::page::{self, Browser, Text, form, hidden, shown};
 use crate::App;
 use crate::auth::oauth::Failure;
+use crate::auth::oauth::browser::Person;
 use crate::auth::oauth::clients;
 use crate::auth::oauth::grants::{self, DeviceGrant};
 use crate::error::{Error, Result};
@@ -92,17 +93,15 @@ fn decide(ctx: &RawCtx, form: &Fields) -> Result<Response, Failure> {
     let (app, browser) = (&ctx.app, Browser::of(ctx)?);
     browser.check_form(app, form)?;
     let typed = form.text("user_code");
-    let user_id = match &browser.user {
-        Some((user_id, _)) if user_id.as_str() == form.text("user") => user_id.clone(),
+    let by = match &browser.user {
+        Some((user_id, user)) if user_id.as_str() == form.text("user") => Person::new(user_id.clone(), user),
         _ => return Ok(page::go(app, &format!("{PATH}?{}", Fields::of(&[("user_code", typed)]).encode()))),
     };
-    if find(app, &user_id, typed)?.is_none() {
+    if find(app, &by.user_id, typed)?.is_none() {
         return Ok(code_page(app, &browser, Some(typed))?);
     }
     let (granted_by, title, text) = match form.text("answer") {
-        "allow" => {
-            (Some(user_id), "The device is let in", "It goes on by itself in a moment. You can close this page.")
-        }
+        "allow" => (Some(by), "The device is let in", "It goes on by itself in a moment. You can close this page."),
         "deny" => (None, "The device stays outside", "You can close this page."),
         _ => return Err(Error::invalid_param("There is no such answer").into()),
     };

@@ -780,6 +780,19 @@ async fn a_new_password_ends_the_logins_of_browsers() {
 }
 
 #[tokio::test]
+async fn pitfall_012_a_new_password_voids_what_was_granted_and_not_fetched() {
+    let server = server();
+    let alice = server.user("alice").await;
+    let (client_id, browser) = (register(&server).await, Browser::logged_in(&server, "alice").await);
+    let (code, device) = (browser.code(&client_id).await, device(&server, &client_id).await);
+    assert_eq!(answer_device(&browser, &device, "allow").await.status, 200);
+    let body = json!({ "new_password": "battery staple", "auth": alice.auth() });
+    assert_eq!(alice.client.post("/_matrix/client/v3/account/password", body).await.status, 200);
+    assert_eq!(error(&redeem(&server, &client_id, &code).await), refused("invalid_grant"));
+    assert_eq!(error(&poll(&server, &client_id, &device).await), refused("invalid_grant"));
+}
+
+#[tokio::test]
 async fn a_login_of_a_browser_ends() {
     let server = server();
     server.user("alice").await;

@@ -229,6 +229,24 @@ async fn pitfall_045_a_room_that_was_left_is_told_once_and_then_gone() {
 }
 
 #[tokio::test]
+async fn pitfall_046_who_left_does_not_see_who_redacted_something_later() {
+    let server = Server::default();
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let room = public_room(&alice).await;
+    join(&bob, &room).await;
+    let mut connection = Connection::list(&bob, 9, json!([]));
+    connection.sync().await;
+    let said = say(&alice, &room, "hello").await;
+    act(&bob, &room, "leave", json!({})).await;
+    let redact = path(&room, &format!("redact/{}/t", enc(&said)));
+    ok(&alice.client.put(&redact, json!({"reason": "between us"})).await);
+    let answer = connection.sync().await;
+    let shown = only(&answer, &room)["timeline"].as_array().unwrap().iter().find(|event| event["event_id"] == *said);
+    let shown = shown.unwrap();
+    assert_eq!((&shown["content"], shown["unsigned"].get("redacted_because")), (&json!({}), None), "{shown}");
+}
+
+#[tokio::test]
 async fn invites_are_seen_from_outside_until_they_are_answered() {
     let server = Server::default();
     let (alice, bob) = (server.user("alice").await, server.user("bob").await);
