@@ -4,6 +4,7 @@
 // TEST_SERVER is the server's binary, TEST_WEB_CLIENT the folder of the client, TEST_PICTURES where pictures go.
 
 import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
 
@@ -33,6 +34,8 @@ after(async () => {
 describe("Hydrogen in Chromium", { timeout: 300_000 }, () => {
     it("holds an encrypted conversation and finds it again after a reload", async (t) => {
         const [bob] = await confidants(t, server, "bob");
+        const published = async () => (await bob.client.downloadKeysForUsers([bob.id])).device_keys[bob.id]?.[bob.deviceId];
+        await until(published, "bob's keys on the server", PATIENCE_MS);
         const alice = await account("alice");
         const page = await browser.page();
         t.after(() => page.screenshot({ path: picture("last.png") }));
@@ -68,6 +71,13 @@ describe("Hydrogen in Chromium", { timeout: 300_000 }, () => {
         assert.ok(heard.isEncrypted());
         await bob.say(roomId, "then we sail at seven");
         await page.getByText("then we sail at seven").waitFor();
+
+        const [chooser] = await Promise.all([page.waitForEvent("filechooser"), chooseFile(page)]);
+        await chooser.setFiles({ name: "tides.txt", mimeType: "text/plain", buffer: Buffer.from("six, twelve") });
+        await until(() => bob.events(roomId).find(says("tides.txt")), "the file", PATIENCE_MS);
+        const link = page.getByRole("button", { name: "Download tides.txt" });
+        const [download] = await Promise.all([page.waitForEvent("download"), link.click()]);
+        assert.equal(await readFile(await download.path(), "utf8"), "six, twelve");
         await page.screenshot({ path: picture("conversation.png") });
 
         await page.reload();
@@ -102,6 +112,11 @@ async function account(stem) {
     const answer = await fetch(url, { method: "POST", body: JSON.stringify(body) });
     assert.equal(answer.status, 200, await answer.text());
     return username;
+}
+
+async function chooseFile(page) {
+    await page.getByTitle("Pick attachment").click();
+    await page.locator(".menu").getByRole("button", { name: "Send file" }).click();
 }
 
 function says(text) {

@@ -87,27 +87,47 @@ pub(super) fn content_type(name: &str) -> HeaderValue {
 }
 
 /// Whether a name holds a hash, as build tools write it: `assets/index-BxK7f0aQ.js`, `bundles/0f3c…/main.js`. What is
-/// overlooked costs a 304, what is wrongly found would stay in browsers for ever: so only what cannot be a word.
+/// overlooked costs a 304, what is wrongly found would stay in browsers for ever: so only what can hardly be a word.
 pub(super) fn is_named_by_content(name: &str) -> bool {
-    let mut folders = name.split('/');
-    let last = folders.next_back().unwrap_or("");
-    let is_digest = |folder: &str| folder.len() >= 16 && folder.bytes().all(|b| b.is_ascii_hexdigit());
+    let (folders, last) = name.rsplit_once('/').unwrap_or(("", name));
     let Some((stem, _)) = last.rsplit_once('.') else { return false };
-    folders.any(is_digest) || stem.rsplit(['-', '.']).next().is_some_and(|part| part != stem && is_hash(part))
+    let is_digest = |folder: &str| folder.len() >= 16 && folder.bytes().all(|b| b.is_ascii_hexdigit());
+    let ending = stem.rsplit(['-', '.']).next().filter(|ending| *ending != stem);
+    folders.split('/').any(is_digest)
+        || ending.is_some_and(is_hash)
+        || (folders.split('/').any(|folder| folder == "assets") && ends_in_short_hash(stem))
 }
 
 /// Eight or more letters and digits in no order. Words, numbers and `1024x1024` are made of a few long runs, a hash of
 /// many short ones.
-fn is_hash(part: &str) -> bool {
+fn is_hash(ending: &str) -> bool {
+    let short = runs(ending).filter(|run| run.len() <= 2).count();
+    ending.len() >= 8 && ending.bytes().all(|byte| byte.is_ascii_alphanumeric()) && short >= 3
+}
+
+/// Eight characters behind a dash, as two build tools end the names in their folder `assets`. That they are no words is
+/// seen by a letter that stands alone, by capitals within, or by a number that is not the end.
+fn ends_in_short_hash(stem: &str) -> bool {
+    let Some((before, ending)) = stem.len().checked_sub(8).and_then(|at| stem.split_at_checked(at)) else {
+        return false;
+    };
+    let is_number = |run: &[u8]| run.iter().all(u8::is_ascii_digit);
+    let is_word = |run: &[u8]| {
+        let capitals = run.iter().take_while(|byte| byte.is_ascii_uppercase()).count();
+        run.len() >= 2 && (capitals == 0 || capitals == run.len() || (capitals == 1 && run.len() >= 3))
+    };
+    let runs: Vec<&[u8]> = runs(ending).collect();
+    let odd = runs.iter().any(|run| !is_number(run) && !is_word(run));
+    let number_within = runs.split_last().is_some_and(|(_, rest)| rest.iter().any(|run| is_number(run)));
+    let is_size = matches!(runs.as_slice(), [_, [b'x'], _]);
+    let plain = ending.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    before.ends_with('-') && plain && (odd || number_within) && !is_size
+}
+
+/// Pieces of one kind. `Dark` is one: a capital letter may begin one, but not end it.
+fn runs(text: &str) -> impl Iterator<Item = &[u8]> {
     let kind = |byte: &u8| (byte.is_ascii_digit(), byte.is_ascii_uppercase());
-    // `Dark` is one run: a capital letter may begin one, but not end it.
-    let same_run = |a: &u8, b: &u8| kind(a) == kind(b) || (a.is_ascii_uppercase() && b.is_ascii_lowercase());
-    let short = part.as_bytes().chunk_by(same_run).filter(|run| run.len() <= 2).count();
-    let is_base32 = |byte: &u8| byte.is_ascii_uppercase() || (b'2'..=b'7').contains(byte);
-    let has = |wanted: fn(&u8) -> bool| part.as_bytes().iter().any(wanted);
-    let mixed = has(u8::is_ascii_digit) && has(u8::is_ascii_uppercase);
-    let base32 = part.len() == 8 && part.as_bytes().iter().all(is_base32) && mixed;
-    base32 || (part.len() >= 8 && part.bytes().all(|byte| byte.is_ascii_alphanumeric()) && short >= 3)
+    text.as_bytes().chunk_by(move |a, b| kind(a) == kind(b) || (a.is_ascii_uppercase() && b.is_ascii_lowercase()))
 }
 
 // ---- what a page may load ----------------------------------------------------------------------------------------
@@ -251,11 +271,16 @@ mod tests {
     fn only_what_cannot_be_a_word_is_a_hash() {
         for hashed in [
             "assets/index-BxK7f0aQ.js",
-            "assets/index-BxKqfRaQ.css",
+            "assets/index-KxCSKDtb.css",
+            "assets/index-Atzb1wkb.js",
+            "assets/index-yNHlaxUt.js",
+            "assets/ReactPrism-6_8cFNpw.js",
+            "assets/Twemoji.Mozilla.v.7.0-24C-IzKj.woff2",
+            "deep/assets/pdf--JlfJc1I.js",
+            "assets/main-OCS7QBXT.js",
             "Inter-Black-067c82f7.woff",
             "main.5f3e9c1b2a7d.js",
             "bundles/0f3c5a9b8e7d6c5b4a39/theme.css",
-            "main-OCS7QBXT.js",
         ] {
             assert!(is_named_by_content(hashed), "{hashed}");
         }
@@ -276,6 +301,17 @@ mod tests {
             "release-v20240131.js",
             "Twemoji.Mozilla.v15.1.0.woff2",
             "BxK7f0aQ.js",
+            "index-KxCSKDtb.css",
+            "assets/BxK7f0aQ.js",
+            "assets/a-settings.js",
+            "assets/a-my-style.css",
+            "assets/a-DarkMode.css",
+            "assets/a-SETTINGS.css",
+            "assets/a-version2.css",
+            "assets/a-20240131.css",
+            "assets/a-1024x768.png",
+            "assets/a-äöüäöüäöü.png",
+            "assets/short.js",
             "a/b-%2e%2e%2e%2e1.js",
             "",
             ".",
