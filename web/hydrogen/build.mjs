@@ -2,7 +2,7 @@
 // Everything but the page and the service worker is named by its content; what gains by it is there compressed, too.
 
 import { createHash } from "node:crypto";
-import { cpSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { basename, extname, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 import { brotliCompressSync, gzipSync } from "node:zlib";
@@ -80,9 +80,8 @@ function copied(path, name = basename(path)) {
 }
 
 function files() {
-    return readdirSync(out, { recursive: true, withFileTypes: true })
-        .filter((entry) => entry.isFile())
-        .map((entry) => join(entry.parentPath, entry.name));
+    const paths = readdirSync(out, { recursive: true }).map((name) => join(out, name));
+    return paths.filter((path) => statSync(path).isFile());
 }
 
 function hostsIn(path) {

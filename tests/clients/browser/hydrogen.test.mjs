@@ -1,7 +1,8 @@
 // The web client on board, in a browser: what a person sees who opens the server's address, and that nothing on that
 // page asks anybody but the server. The other side of the conversation is matrix-js-sdk.
 //
-// TEST_SERVER is the server's binary, TEST_WEB_CLIENT the folder of the client, TEST_PICTURES where pictures go.
+// TEST_SERVER is the server's binary, TEST_WEB_CLIENT the folder of the client, TEST_PICTURES where pictures go, and
+// TEST_BROWSER the browser, if it is not Debian's.
 
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
