@@ -10,3 +10,6 @@ pub const BATCH_BYTES: usize = 1024 * 1024;
 pub const CHUNKED_VALUE_BYTES: usize = 10 * VALUE_BYTES;
 /// How much may wait for the disk, in bytes, before `transact` waits and `commit` answers `Busy`.
 pub const QUEUE_BYTES: usize = 32 * 1024 * 1024;
+/// So much of the disk is kept free, in bytes: with less of it, flushes and compactions would stop halfway, and writes are
+/// refused.
+pub const DISK_RESERVE_BYTES: u64 = 64 * 1024 * 1024;

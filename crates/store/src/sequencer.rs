@@ -280,7 +280,7 @@ impl Prepared {
             hashes: Vec::with_capacity(batch.writes.len()),
             checks: batch.checks,
             guards: batch.guards,
-            topics: batch.topics.into(),
+            topics: batch.topics.into_iter().collect(),
             positions: u64::from(batch.stamps.max(1)),
             bytes,
         };

@@ -41,7 +41,7 @@ pub struct Disk {
 impl Disk {
     /// The store in this directory, which is created if missing. 64 MiB of memory, 64 MiB of disk kept free.
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), memory_budget_bytes: 64 << 20, reserve_bytes: 64 << 20 }
+        Self { path: path.into(), memory_budget_bytes: 64 << 20, reserve_bytes: limits::DISK_RESERVE_BYTES }
     }
 
     /// How much memory the engine may use for caches and write buffers together. At least 8 MiB.
