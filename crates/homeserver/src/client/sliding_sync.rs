@@ -24,6 +24,8 @@ use crate::sync::token::parse_position;
 /// The client's name for a connection is no longer.
 const MAX_CONN_ID: usize = 255;
 const MAX_SUBSCRIPTIONS: usize = 2_000;
+/// What is asked for is kept as long as the client comes back for more; so it is not large.
+pub(super) const MAX_BODY_BYTES: usize = 256 * 1024;
 
 pub fn routes() -> Routes {
     let paths = ["/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"];
@@ -109,7 +111,7 @@ pub(super) struct ScopeBody {
 
 /// The request is gone before anything is waited for.
 async fn sync(mut ctx: RawCtx) -> Result<Response> {
-    let body: Body = ctx.read_json().await?;
+    let body: Body = ctx.read_json_within(MAX_BODY_BYTES).await?;
     let answer = begin(ctx, body)?.answer().await?;
     Ok(json_response(StatusCode::OK, answer))
 }
@@ -174,22 +176,24 @@ impl Body {
         let names: Vec<String> = lists.keys().cloned().collect();
         let lists = lists.into_iter().map(|(name, list)| Ok((name, list.read(me)?))).collect::<Result<_>>()?;
         let subscriptions = subscriptions(rooms, |room| room.read(me));
-        Ok(Config { lists, subscriptions, extensions: self.extensions.read(&names) })
+        Config { lists, subscriptions, extensions: self.extensions.read(&names)? }.checked()
     }
 }
 
 impl ExtensionsBody {
     /// Which extensions are wanted, given the names of the lists.
-    pub(super) fn read(self, names: &[String]) -> Extensions {
+    pub(super) fn read(self, names: &[String]) -> Result<Extensions> {
         let ExtensionsBody { account_data, receipts, typing, to_device, e2ee } = self;
-        let read = |scope: Option<ScopeBody>| scope.map(|scope| scope.read(names)).unwrap_or_default();
-        Extensions {
-            account_data: read(account_data),
-            receipts: read(receipts),
-            typing: read(typing),
+        let read = |scope: Option<ScopeBody>| {
+            Ok::<_, Error>(scope.map(|scope| scope.read(names)).transpose()?.unwrap_or_default())
+        };
+        Ok(Extensions {
+            account_data: read(account_data)?,
+            receipts: read(receipts)?,
+            typing: read(typing)?,
             to_device: to_device.is_some_and(|body| body.enabled == Some(true)),
             e2ee: e2ee.is_some_and(|body| body.enabled == Some(true)),
-        }
+        })
     }
 
     /// The messages that are wanted, if any are.
@@ -241,20 +245,24 @@ impl MoreFilters {
 
 impl ScopeBody {
     /// Names of lists that there are not, and rooms that are none, match nothing.
-    fn read(self, names: &[String]) -> Scope {
+    fn read(self, names: &[String]) -> Result<Scope> {
         if self.enabled != Some(true) {
-            return Scope::default();
+            return Ok(Scope::default());
+        }
+        let length = |list: &Option<Vec<String>>| list.as_ref().map_or(0, Vec::len);
+        if length(&self.lists) > 2 * MAX_LISTS || length(&self.rooms) > MAX_SUBSCRIPTIONS {
+            return Err(Error::invalid_param("An extension is wanted for too many lists or rooms"));
         }
         let all =
             |wanted: &Option<Vec<String>>| wanted.as_ref().is_none_or(|wanted| wanted.iter().any(|one| one == "*"));
         let wants_list = |name: &String| all(&self.lists) || self.lists.iter().flatten().any(|wanted| wanted == name);
         let lists = names.iter().enumerate().filter(|(_, name)| wants_list(name));
         let rooms = self.rooms.iter().flatten().filter_map(|room| RoomId::parse(room).ok());
-        Scope {
+        Ok(Scope {
             enabled: true,
             lists: lists.fold(0, |lists, (index, _)| lists | 1 << index),
             subscribed: all(&self.rooms),
             rooms: rooms.map(|room| room_nr(&room)).collect(),
-        }
+        })
     }
 }

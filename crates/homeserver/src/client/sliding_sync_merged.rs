@@ -10,7 +10,8 @@ use ruma::presence::PresenceState;
 use serde::Deserialize;
 
 use super::sliding_sync::{
-    ExtensionsBody, MoreFilters, ScopeBody, ToDeviceBody, as_range, connection_name, subscriptions, timeline_limit,
+    ExtensionsBody, MAX_BODY_BYTES, MoreFilters, ScopeBody, ToDeviceBody, as_range, connection_name, subscriptions,
+    timeline_limit,
 };
 use crate::auth::Access;
 use crate::error::{Error, Result};
@@ -103,7 +104,7 @@ struct AllExtensions {
 
 /// The request is gone before anything is waited for.
 async fn sync(mut ctx: RawCtx) -> Result<Response> {
-    let body: Body = ctx.read_json().await?;
+    let body: Body = ctx.read_json_within(MAX_BODY_BYTES).await?;
     let answer = begin(ctx, body)?.answer().await?;
     Ok(json_response(StatusCode::OK, answer))
 }
@@ -141,7 +142,7 @@ impl Body {
         }
         let lists = self.lists.into_iter().map(|(name, list)| Ok((name, list.read()?))).collect::<Result<_>>()?;
         let subscriptions = subscriptions(self.room_subscriptions, RoomBody::read);
-        Ok(Config { lists, subscriptions, extensions: extensions.read(&names) })
+        Config { lists, subscriptions, extensions: extensions.read(&names)? }.checked()
     }
 }
 

@@ -82,8 +82,13 @@ impl RawCtx {
 
     /// Reads the body as a JSON object, within the usual limits. An empty body is an empty object.
     pub async fn read_json<T: serde::de::DeserializeOwned>(&mut self) -> Result<T> {
+        self.read_json_within(usize::MAX).await
+    }
+
+    /// The same for a body that has no more than so many bytes, whatever the settings allow for others.
+    pub async fn read_json_within<T: serde::de::DeserializeOwned>(&mut self, bytes: usize) -> Result<T> {
         let settings = &self.app.config.http;
-        let (limit, within) = (settings.max_body.as_usize(), settings.body_timeout.get());
+        let (limit, within) = (settings.max_body.as_usize().min(bytes), settings.body_timeout.get());
         let bytes = std::mem::take(&mut self.body).collect(limit, within).await?;
         let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
         super::json::check_object(bytes)?;

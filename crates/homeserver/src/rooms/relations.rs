@@ -300,6 +300,14 @@ pub struct RelatedBy {
 }
 
 impl RelatedBy {
+    /// What it takes in memory besides itself.
+    pub fn bytes(&self) -> usize {
+        let set = |set: &HashSet<String>| {
+            set.capacity() * (size_of::<String>() + 8) + set.iter().map(|text| 16 + text.capacity()).sum::<usize>()
+        };
+        self.related_by_senders.as_ref().map_or(0, set) + self.related_by_rel_types.as_ref().map_or(0, set)
+    }
+
     /// Whether an event is taken. Only what the user sees of what relates to it counts.
     pub fn take<R: Read>(
         &self,

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use ruma::UserId;
 use ruma::api::client::filter::{
@@ -69,6 +70,24 @@ impl Rooms {
     fn take_all(&self) -> bool {
         self.only.is_none() && self.not.is_empty()
     }
+
+    fn bytes(&self) -> usize {
+        self.only.as_ref().map_or(0, set_bytes) + set_bytes(&self.not)
+    }
+}
+
+/// What a set of texts takes in memory.
+fn set_bytes(set: &HashSet<String>) -> usize {
+    set.capacity() * (size_of::<String>() + 8) + set.iter().map(text_bytes).sum::<usize>()
+}
+
+fn list_bytes(list: &[String]) -> usize {
+    list.iter().map(|text| size_of::<String>() + text_bytes(text)).sum()
+}
+
+/// On the heap, where short texts take some room, too.
+fn text_bytes(text: &String) -> usize {
+    16 + text.capacity()
 }
 
 /// Which events.
@@ -90,6 +109,12 @@ impl Events {
     /// Whether no event is left out, rooms aside.
     pub fn take_all(&self) -> bool {
         self.all
+    }
+
+    fn bytes(&self) -> usize {
+        let types = self.types.as_deref().map_or(0, list_bytes) + list_bytes(&self.not_types);
+        let senders = self.senders.as_ref().map_or(0, set_bytes) + set_bytes(&self.not_senders);
+        types + senders + self.rooms.bytes() + self.related.bytes()
     }
 
     /// Whether the room and the event are wanted.
@@ -206,6 +231,14 @@ impl Filter {
         self.timeline.limit.unwrap_or(DEFAULT_LIMIT).min(MAX_LIMIT)
     }
 
+    /// What it takes in memory.
+    fn bytes(&self) -> usize {
+        let events =
+            [&self.presence, &self.account_data, &self.timeline, &self.state, &self.ephemeral, &self.room_account_data];
+        let fields = self.fields.as_ref().map_or(0, Fields::bytes);
+        size_of::<Self>() + events.map(Events::bytes).iter().sum::<usize>() + self.rooms.bytes() + fields
+    }
+
     /// Whether every room is wanted.
     pub fn takes_all_rooms(&self) -> bool {
         self.rooms.take_all()
@@ -238,6 +271,10 @@ pub struct Fields(Vec<Vec<String>>);
 impl Fields {
     fn new(fields: &[String]) -> Self {
         Fields(fields.iter().map(|field| split_path(field)).collect())
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.iter().map(|path| size_of::<Vec<String>>() + list_bytes(path)).sum()
     }
 
     /// What is wanted of an event.
@@ -286,16 +323,31 @@ fn split_path(path: &str) -> Vec<String> {
 /// The filters that were used lately, and the one of requests without any.
 pub struct Filters {
     everything: Arc<Filter>,
-    known: Cache<String, Arc<Filter>>,
+    known: Cache<String, Known, KnownWeight>,
 }
 
-impl Default for Filters {
-    fn default() -> Self {
-        Filters { everything: Arc::default(), known: Cache::new(2048) }
+/// A filter, and what it takes in memory.
+#[derive(Clone)]
+struct Known {
+    filter: Arc<Filter>,
+    bytes: usize,
+}
+
+#[derive(Clone)]
+struct KnownWeight;
+impl Weighter<String, Known> for KnownWeight {
+    fn weight(&self, key: &String, known: &Known) -> u64 {
+        (key.capacity() + known.bytes) as u64
     }
 }
 
 impl Filters {
+    /// In about so much memory.
+    pub fn new(bytes: u64) -> Self {
+        let known = Cache::with_weighter((bytes / 4_096) as usize, bytes, KnownWeight);
+        Filters { everything: Arc::default(), known }
+    }
+
     /// The filter a request names: nothing, JSON, or the ID of a stored one.
     pub fn find(&self, read: &impl Read, user_id: &UserId, named: Option<&str>) -> Result<Arc<Filter>> {
         let Some(named) = named.filter(|named| !named.is_empty()) else { return Ok(self.everything.clone()) };
@@ -303,11 +355,11 @@ impl Filters {
         let inline = named.starts_with('{');
         let key = if inline { named.to_owned() } else { format!("{user_id} {named}") };
         if let Some(known) = self.known.get(&key) {
-            return Ok(known);
+            return Ok(known.filter);
         }
         let filter = Arc::new(if inline { parse(named.as_bytes())? } else { stored(read, user_id, named)? });
         if key.len() <= 4096 {
-            self.known.insert(key, filter.clone());
+            self.known.insert(key, Known { bytes: filter.bytes(), filter: filter.clone() });
         }
         Ok(filter)
     }
@@ -373,6 +425,21 @@ mod tests {
         assert!(!rooms.take("!a:x") && !rooms.take("!b:x"));
         assert!(!filter(json!({"room": {"rooms": []}})).rooms.take("!a:x"));
         assert!(Filter::default().rooms.take("!a:x") && Filter::default().timeline.take_all());
+    }
+
+    #[tokio::test]
+    async fn filters_are_remembered_by_what_they_take_in_memory() {
+        let server = crate::testing::Server::default();
+        let snapshot = server.app.store.snapshot();
+        let (filters, alice) = (Filters::new(1 << 20), ruma::user_id!("@alice:hs.test"));
+        let names: Vec<String> = (0..500).map(|name| format!("{name}")).collect();
+        for nr in 0..500 {
+            let named = json!({"org.example.nr": nr, "presence": {"not_types": names}}).to_string();
+            assert!(named.len() < 4_096, "one that is remembered");
+            filters.find(&snapshot, alice, Some(&named)).unwrap();
+        }
+        let real = filters.known.len() * 500 * size_of::<String>();
+        assert!(filters.known.len() > 10 && real <= 1 << 20, "{} are remembered", filters.known.len());
     }
 
     #[test]

@@ -21,32 +21,55 @@ use crate::rooms::visibility::Ignored;
 use crate::schema::{self, Membership, MembershipState, RoomNr, topic};
 use crate::users::push_rules;
 
-/// At most so many users are remembered.
-const MAX_USERS: usize = 20_000;
+/// What a user takes in memory who is in no room: mostly the signals.
+const USER_BYTES: usize = 1_536;
+/// What a room takes: a row, and a listener in the hub.
+const ROOM_BYTES: usize = size_of::<(RoomNr, Membership)>() + 48;
 
 /// Who synced lately.
 pub struct LiveUsers {
-    users: Cache<OwnedUserId, Arc<LiveUser>>,
+    users: Cache<OwnedUserId, Weighed, UserWeight>,
     rules: Arc<ChangedRules>,
 }
 
+/// A user with what they were weighed with: the cache wants that to stay.
+#[derive(Clone)]
+struct Weighed {
+    user: Arc<LiveUser>,
+    bytes: usize,
+}
+
+#[derive(Clone)]
+struct UserWeight;
+impl Weighter<OwnedUserId, Weighed> for UserWeight {
+    fn weight(&self, _: &OwnedUserId, weighed: &Weighed) -> u64 {
+        weighed.bytes as u64
+    }
+}
+
 impl LiveUsers {
-    /// With about so many bytes for the push rules of those who changed theirs.
-    pub fn new(rules_bytes: u64) -> Self {
-        LiveUsers { users: Cache::new(MAX_USERS), rules: Arc::new(ChangedRules::new(rules_bytes)) }
+    /// With about so many bytes for users, and so many for the push rules of those who changed theirs.
+    pub fn new(users_bytes: u64, rules_bytes: u64) -> Self {
+        let users = Cache::with_weighter((users_bytes / 4_096) as usize, users_bytes, UserWeight);
+        LiveUsers { users, rules: Arc::new(ChangedRules::new(rules_bytes)) }
     }
 
     /// The user, who is live from now on.
     pub fn get(&self, store: &Store, user_id: &UserId) -> Arc<LiveUser> {
-        if let Some(user) = self.users.get(user_id) {
-            return user;
-        }
-        let fresh =
-            || Ok::<_, std::convert::Infallible>(Arc::new(LiveUser::new(store.hub(), user_id, self.rules.clone())));
-        match self.users.get_or_insert_with(user_id, fresh) {
-            Ok(user) => user,
+        let fresh = || {
+            let user = Arc::new(LiveUser::new(store.hub(), user_id, self.rules.clone()));
+            Ok::<_, std::convert::Infallible>(Weighed { user, bytes: USER_BYTES })
+        };
+        let known = match self.users.get_or_insert_with(user_id, fresh) {
+            Ok(known) => known,
             Err(never) => match never {},
+        };
+        // Weighed again, if they came into many rooms or left many since they came last.
+        let bytes = known.user.bytes().unwrap_or(known.bytes);
+        if known.bytes.abs_diff(bytes) > known.bytes / 4 {
+            self.users.insert(user_id.to_owned(), Weighed { user: known.user.clone(), bytes });
         }
+        known.user
     }
 
     /// As if nobody had synced yet.
@@ -62,7 +85,7 @@ impl LiveUsers {
 
     /// The rooms a user is in, if that is known without asking the store.
     pub fn peek_rooms(&self, user_id: &UserId) -> Option<Arc<Memberships>> {
-        let user = self.users.get(user_id)?;
+        let user = self.users.get(user_id)?.user;
         let known = user.state.lock().memberships.clone()?;
         (user.membership.last() <= known.as_of).then_some(known)
     }
@@ -254,6 +277,12 @@ impl LiveUser {
         LiveUser { user_id: user_id.to_owned(), signal, membership, account, state, counts, rules }
     }
 
+    /// About what is remembered of them, unless somebody changes that at this moment.
+    fn bytes(&self) -> Option<usize> {
+        let rooms = self.state.try_lock()?.memberships.as_ref().map_or(0, |known| known.rows.capacity());
+        Some(USER_BYTES + rooms * ROOM_BYTES + self.counts.try_lock()?.bytes())
+    }
+
     /// Whether nothing that concerns the user happened after `since`, as of a version that is returned.
     pub fn idle_since(&self, store: &Store, since: Pos) -> Option<Pos> {
         let attached = self.state.lock().memberships.as_ref()?.attached;
@@ -328,12 +357,38 @@ impl LiveUser {
 mod tests {
     use serde_json::json;
 
+    use super::*;
     use crate::testing::{Server, User};
 
     fn shares(server: &Server, user: &User) -> bool {
         let user_id = <&ruma::UserId>::try_from(user.user_id.as_str()).unwrap();
         let look = server.app.sync.live.get(&server.app.store, user_id).look(&server.app.store).unwrap();
         look.tastes.changed_rules.is_none()
+    }
+
+    #[tokio::test]
+    async fn users_are_remembered_by_the_rooms_they_are_in() {
+        let server = Server::default();
+        let live = LiveUsers::new(1 << 20, 1 << 16);
+        let (users, rooms) = (100, 500u64);
+        let member = Membership {
+            state: MembershipState::Join,
+            event: Pos(1),
+            joined: Some(Pos(1)),
+            was_joined: false,
+            forgotten: false,
+        };
+        for nr in 0..users {
+            let user_id = ruma::UserId::parse(format!("@{nr}:hs.test")).unwrap();
+            let mut batch = store::Batch::new();
+            (0..rooms).for_each(|room| batch.put(&schema::MEMBERSHIPS, (user_id.as_str(), room), &member));
+            server.app.store.commit(batch).unwrap().durable().await.unwrap();
+            live.get(&server.app.store, &user_id).look(&server.app.store).unwrap();
+            // They are weighed when they come back.
+            live.get(&server.app.store, &user_id);
+        }
+        let real = live.users.len() * rooms as usize * size_of::<(RoomNr, Membership)>();
+        assert!(live.users.len() > 5 && real <= 1 << 20, "{} are remembered", live.users.len());
     }
 
     #[tokio::test]

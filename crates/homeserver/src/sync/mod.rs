@@ -77,15 +77,16 @@ impl Sync {
     /// For one store, in about `bytes` of memory.
     pub fn new(store: &Store, rng: &Rng, bytes: u64) -> Self {
         Sync {
-            live: LiveUsers::new(bytes / 8),
-            recent: Recent::follow(store, (bytes / 4) as usize),
-            filters: Filters::default(),
+            live: LiveUsers::new(bytes / 16 * 3, bytes / 16),
+            // What happened lately, and as much again for events that were read.
+            recent: Recent::follow(store, (bytes / 16 * 2) as usize),
+            filters: Filters::new(bytes / 16),
             typing: Typing::default(),
             presence: Presence::default(),
             unacknowledged: Unacknowledged::default(),
-            sliding: Sliding::new(bytes / 4),
+            sliding: Sliding::new(bytes / 16 * 6),
             recounts: Recounts::default(),
-            sent: SentMembers::default(),
+            sent: SentMembers::new(bytes / 16),
             candidates: Cache::new(1024),
             large: Semaphore::new(LARGE_AT_ONCE),
             boot: rng.u64() as u32,

@@ -44,6 +44,13 @@ const MAX_ROOMS: usize = 512;
 #[derive(Default)]
 pub struct Counts(HashMap<RoomNr, Known>);
 
+impl Counts {
+    /// About what they take in memory. (Those of threads are few.)
+    pub fn bytes(&self) -> usize {
+        self.0.capacity() * (size_of::<(RoomNr, Known)>() + 64)
+    }
+}
+
 /// A count, as far as it has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {

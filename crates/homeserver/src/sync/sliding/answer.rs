@@ -69,7 +69,8 @@ pub(super) struct Answer<'a> {
 pub fn answer(ask: Ask<'_>) -> Result<(State, Material)> {
     // Before anything is read: what changes meanwhile is told again rather than not at all.
     let serial = ask.app.sync.serial();
-    let mut next = State { serial, config: Some(ask.config.clone()), ..ask.state.clone() };
+    let mut next = ask.state.clone();
+    (next.serial, next.config) = (serial, Some(ask.config.clone()));
     let (look, plan) = if ask.config.has_rooms() || !ask.state.rooms.is_empty() {
         let orders = &ask.app.sync.sliding.orders;
         orders.look(ask.app, ask.live, ask.user_id, |look, order| plan(ask, look, order, &mut next))?

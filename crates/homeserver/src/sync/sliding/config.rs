@@ -7,12 +7,18 @@ use std::sync::Arc;
 use hashbrown::HashSet;
 use store::Pos;
 
+use crate::error::{Error, Result};
 use crate::schema::RoomNr;
 
 /// A connection has at most so many lists: as many as a [`Lists`] has bits for, and to spare.
 pub const MAX_LISTS: usize = 100;
 /// No timeline is longer, whatever is asked for.
 pub const MAX_TIMELINE: usize = 500;
+/// So much may be said of one list or subscription: patterns of state, exceptions from them, ranges, entries of a filter.
+/// Clients say some dozens.
+pub const MAX_ENTRIES: usize = 200;
+/// Whatever way the wishes of lists and subscriptions come together in rooms, they are no more patterns than this.
+const MAX_COMBINED: usize = 40_000;
 
 /// The lists a room is in, by their place in the order of the names.
 pub type Lists = u128;
@@ -27,6 +33,36 @@ pub struct Config {
 }
 
 impl Config {
+    /// What it takes in memory, besides what is wanted of rooms.
+    pub fn bytes(&self) -> usize {
+        let lists = self.lists.iter().map(|(name, list)| ENTRY_BYTES + name.len() + list.bytes());
+        let scopes = [&self.extensions.account_data, &self.extensions.receipts, &self.extensions.typing];
+        let rooms: usize = scopes.iter().map(|scope| scope.rooms.capacity()).sum();
+        size_of::<Self>() + lists.sum::<usize>() + self.subscriptions.capacity() * 16 + rooms * 10
+    }
+
+    /// What is wanted of rooms, by each list and subscription.
+    pub fn wishes(&self) -> impl Iterator<Item = &Arc<RoomConfig>> {
+        let lists = self.lists.values().map(|list| &list.room);
+        lists.chain(self.subscriptions.iter().map(|(_, room)| room))
+    }
+
+    /// Refuses what no client has use for, and makes equal wishes one.
+    pub fn checked(mut self) -> Result<Self> {
+        let too_much = || Error::invalid_param("There is too much in a list or in a subscription");
+        if !self.lists.values().all(List::is_modest) || !self.wishes().all(|room| room.required.is_modest()) {
+            return Err(too_much());
+        }
+        let of_lists = share(self.lists.values_mut().map(|list| &mut list.room)).ok_or_else(too_much)?;
+        let subscribed = share(self.subscriptions.iter_mut().map(|(_, room)| room)).ok_or_else(too_much)?;
+        // A room may be in any of the lists, and subscribed to in any way or not at all.
+        let patterns = |wishes: &[Arc<RoomConfig>]| wishes.iter().map(|room| room.required.len()).collect::<Vec<_>>();
+        let all: usize = patterns(&of_lists).iter().sum();
+        let most = all + patterns(&subscribed).into_iter().max().unwrap_or_default();
+        let combinations = (1 << of_lists.len().min(16)) * (1 + subscribed.len());
+        if most.saturating_mul(combinations) > MAX_COMBINED { Err(too_much()) } else { Ok(self) }
+    }
+
     /// Whether it says anything about rooms.
     pub fn has_rooms(&self) -> bool {
         !self.lists.is_empty() || !self.subscriptions.is_empty()
@@ -39,6 +75,29 @@ pub struct List {
     pub ranges: Vec<(usize, usize)>,
     pub room: Arc<RoomConfig>,
     pub filters: Filters,
+}
+
+/// Lets equal wishes be one and the same. The different ones, if they are not too many.
+fn share<'w>(wishes: impl Iterator<Item = &'w mut Arc<RoomConfig>>) -> Option<Vec<Arc<RoomConfig>>> {
+    let mut different: Vec<Arc<RoomConfig>> = Vec::new();
+    for wish in wishes {
+        match different.iter().find(|known| *known == wish) {
+            Some(known) => *wish = known.clone(),
+            None if different.len() == MAX_LISTS => return None,
+            None => different.push(wish.clone()),
+        }
+    }
+    Some(different)
+}
+
+impl List {
+    fn is_modest(&self) -> bool {
+        self.ranges.len() <= MAX_ENTRIES && self.filters.lengths().iter().all(|length| *length <= MAX_ENTRIES)
+    }
+
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.ranges.capacity() * 16 + self.filters.bytes()
+    }
 }
 
 /// Which rooms a list is of. What is not said does not matter.
@@ -58,6 +117,24 @@ pub struct Filters {
 }
 
 impl Filters {
+    fn lengths(&self) -> [usize; 5] {
+        let length = |list: &Option<Vec<String>>| list.as_ref().map_or(0, Vec::len);
+        [
+            self.room_types.as_ref().map_or(0, Vec::len),
+            self.not_room_types.len(),
+            self.spaces.as_ref().map_or(0, Vec::len),
+            length(&self.tags),
+            self.not_tags.len(),
+        ]
+    }
+
+    fn bytes(&self) -> usize {
+        let kinds = self.room_types.iter().flatten().chain(&self.not_room_types).flatten();
+        let texts = kinds.chain(self.tags.iter().flatten()).chain(&self.not_tags);
+        let entries: usize = self.lengths().iter().sum();
+        entries * size_of::<String>() + texts.map(String::capacity).sum::<usize>()
+    }
+
     /// Whether the state of rooms has to be read for it.
     pub fn need_state(&self) -> bool {
         self.is_encrypted.is_some() || self.room_types.is_some() || !self.not_room_types.is_empty()
@@ -77,6 +154,11 @@ pub struct RoomConfig {
 }
 
 impl RoomConfig {
+    /// What it takes in memory.
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>() + self.required.bytes()
+    }
+
     /// Both of them.
     pub fn and(&self, other: &Self) -> Self {
         let mut both = self.clone();
@@ -132,6 +214,8 @@ struct Keys {
 }
 
 const MEMBER: &str = "m.room.member";
+/// What a text takes in a set or map besides its bytes, with its share of a node that is half full.
+const ENTRY_BYTES: usize = 64;
 
 impl Required {
     /// All that fits one of the patterns, but for what fits one of the exceptions. With `lazy`, a pattern of everything
@@ -184,6 +268,32 @@ impl Required {
             keys.all |= more.all;
             keys.keys.extend(more.keys.iter().cloned());
         }
+    }
+
+    /// How many patterns and exceptions there are.
+    fn len(&self) -> usize {
+        self.patterns() + self.except.len()
+    }
+
+    fn patterns(&self) -> usize {
+        let typed = |keys: &Keys| usize::from(keys.all) + keys.keys.len();
+        self.any_type.len() + self.types.values().map(typed).sum::<usize>()
+    }
+
+    fn is_modest(&self) -> bool {
+        self.except.len() <= MAX_ENTRIES && self.patterns() <= MAX_ENTRIES
+    }
+
+    fn bytes(&self) -> usize {
+        let entry = |text: &String| ENTRY_BYTES + text.capacity();
+        let typed = |(kind, keys): (&String, &Keys)| {
+            2 * ENTRY_BYTES + kind.capacity() + keys.keys.iter().map(entry).sum::<usize>()
+        };
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::capacity);
+        let except = |pattern: &Pattern| 2 * ENTRY_BYTES + text(&pattern.kind) + text(&pattern.key);
+        self.types.iter().map(typed).sum::<usize>()
+            + self.any_type.iter().map(entry).sum::<usize>()
+            + self.except.iter().map(except).sum::<usize>()
     }
 
     /// Whether a state event is wanted, whoever is seen in the timeline.

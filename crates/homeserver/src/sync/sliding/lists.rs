@@ -100,15 +100,19 @@ impl Marker<'_> {
                 table.len() as u16
             });
         }
+        let mut known = hashbrown::HashMap::new();
         for (room, config) in &self.config.subscriptions {
             let Some((at, row)) = order.row(*room) else { continue };
             if !is_listed(row, state) {
                 continue;
             }
             let lists = self.lists.get(at).copied().unwrap_or_default();
-            table.push(self.way(lists, Some(config)));
             if let Some(way) = ways.get_mut(at) {
-                *way = table.len() as u16;
+                // Equal wishes are one and the same.
+                *way = *known.entry((lists, Arc::as_ptr(config))).or_insert_with(|| {
+                    table.push(self.way(lists, Some(config)));
+                    table.len() as u16
+                });
             }
         }
         Marks { generation: order.generation, ways, table, counts }

@@ -12,7 +12,7 @@ use store::Pos;
 use super::answer::{Ask, answer, style};
 use super::assemble::{Dialect, Frame, Prefixed, assemble};
 use super::config::{Config, Messages};
-use super::connection::{Connection, Key, State};
+use super::connection::{Connection, Device, Key, State};
 use super::extensions::{device_news, messages_wait};
 use super::material::Material;
 use crate::App;
@@ -53,13 +53,13 @@ pub struct Terms {
 
 impl Poll {
     pub fn new(app: App, user_id: OwnedUserId, device_id: Option<OwnedDeviceId>, terms: Terms) -> Result<Self> {
-        let key = Key {
+        let device = Device {
             user_id: user_id.to_string(),
             device_id: device_id.as_ref().map(ToString::to_string).unwrap_or_default(),
-            conn_id: terms.conn_id,
         };
+        let key = Key { device, conn_id: terms.conn_id };
         let (pos, connection, state) = match terms.pos {
-            None => (None, app.sync.sliding.connections.begin(key.clone()), State::default()),
+            None => (None, app.sync.sliding.connections.begin(&key), State::default()),
             Some(pos) => {
                 let unknown = || Error::unknown_pos("This position is not known; begin anew");
                 let pos: ConnectionToken = pos.parse().map_err(|_| unknown())?;
@@ -104,7 +104,7 @@ impl Poll {
     /// An answer that the client may come back with.
     fn told(&self, material: &Material) -> Vec<u8> {
         let connections = &self.waiting.app.sync.sliding.connections;
-        let number = connections.put(&self.key, &self.connection, Arc::new(self.state.clone()));
+        let number = connections.put(&self.key, &self.connection, self.state.clone());
         let pos = ConnectionToken { version: self.state.version, boot: self.waiting.app.sync.boot, number };
         self.dressed(material, pos)
     }

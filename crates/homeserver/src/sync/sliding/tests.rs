@@ -66,6 +66,9 @@ async fn set(user: &User, room: &str, kind: &str, key: &str, content: Value) -> 
     ok(&set)["event_id"].as_str().unwrap().to_owned()
 }
 
+/// Where the early dialect is spoken.
+const EARLY: &str = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
+
 /// One client's connection.
 #[derive(Clone)]
 struct Connection<'a> {
@@ -89,8 +92,7 @@ impl<'a> Connection<'a> {
 
     async fn ask(&self, timeout: u64) -> Answer {
         let pos = self.pos.as_ref().map(|pos| format!("&pos={}", enc(pos))).unwrap_or_default();
-        let path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
-        self.user.client.post(&format!("{path}?timeout={timeout}{pos}"), self.body.clone()).await
+        self.user.client.post(&format!("{EARLY}?timeout={timeout}{pos}"), self.body.clone()).await
     }
 
     /// Gets an answer, and does not come back with it.

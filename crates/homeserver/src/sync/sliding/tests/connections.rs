@@ -246,6 +246,107 @@ async fn versions_say_that_it_is_there() {
     assert_eq!(versions["unstable_features"]["org.matrix.simplified_msc3575"], true);
 }
 
+/// So many different texts.
+fn texts(count: usize) -> Vec<String> {
+    (0..count).map(|nr| format!("t{nr}")).collect()
+}
+
+/// Requests in which everything that can be long has so many entries, in the early dialect and in the merged one.
+fn long(count: usize) -> (Vec<Value>, Vec<Value>) {
+    let pairs: Vec<Value> = texts(count).iter().map(|text| json!([text, ""])).collect();
+    let elements: Vec<Value> = texts(count).iter().map(|text| json!({"type": text})).collect();
+    let rooms: Vec<String> = texts(count).iter().map(|text| format!("!{text}:hs.test")).collect();
+    let early = json!({"ranges": [[0, 9]], "timeline_limit": 1, "required_state": []});
+    let merged = json!({"timeline_limit": 1, "required_state": {}});
+    let with = |list: &Value, name: &str, value: Value| {
+        let mut list = list.clone();
+        list[name] = value;
+        json!({"lists": {"a": list}})
+    };
+    let mut bodies = (Vec::new(), Vec::new());
+    for name in ["tags", "not_tags", "room_types", "not_room_types"] {
+        bodies.0.push(with(&early, "filters", json!({name: texts(count)})));
+        bodies.1.push(with(&merged, "filters", json!({name: texts(count)})));
+    }
+    bodies.0.push(with(&early, "filters", json!({"spaces": rooms})));
+    bodies.1.push(with(&merged, "filters", json!({"spaces": rooms})));
+    bodies.0.push(with(&early, "ranges", json!(vec![[0, 1]; count])));
+    bodies.0.push(with(&early, "required_state", json!(pairs)));
+    bodies.0.push(json!({"room_subscriptions": {"!r:hs.test": {"timeline_limit": 1, "required_state": pairs}}}));
+    for name in ["include", "exclude"] {
+        bodies.1.push(with(&merged, "required_state", json!({name: elements})));
+        let room = json!({"timeline_limit": 1, "required_state": {name: elements}});
+        bodies.1.push(json!({"room_subscriptions": {"!r:hs.test": room}}));
+    }
+    bodies
+}
+
+#[tokio::test]
+async fn pitfall_040_no_request_asks_for_more_than_clients_have_use_for() {
+    let server = Server::default();
+    let alice = server.user("alice").await;
+    for (count, expected) in [(200, (200, "")), (201, (400, "M_INVALID_PARAM"))] {
+        let (early, merged) = long(count);
+        for (dialect, bodies) in [(EARLY, early), ("/_matrix/client/v4/sync", merged)] {
+            for body in bodies {
+                let answer = alice.client.post(dialect, body.clone()).await;
+                assert_eq!((answer.status.as_u16(), answer.errcode().as_str()), expected, "{dialect} {body}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn pitfall_040_wishes_that_would_multiply_are_refused() {
+    let server = Server::default();
+    let alice = server.user("alice").await;
+    let list = |nr: usize, pairs: usize| {
+        let pairs: Vec<Value> = texts(pairs).iter().map(|text| json!([format!("{nr} {text}"), ""])).collect();
+        json!({"ranges": [[0, 9]], "timeline_limit": 1, "required_state": pairs})
+    };
+    let lists = |count: usize, different: usize| {
+        let lists = (0..count).map(|nr| (nr.to_string(), list(nr % different, 20)));
+        json!({"lists": lists.collect::<serde_json::Map<_, _>>()})
+    };
+    let status = async |body: Value| alice.client.post(EARLY, body).await.status.as_u16();
+    assert_eq!(status(lists(6, 6)).await, 200);
+    assert_eq!(status(lists(50, 3)).await, 200, "lists that want the same do not add up");
+    assert_eq!(status(lists(12, 12)).await, 400);
+    // Hundreds of rooms that are looked at in the same way are fine.
+    let rooms = (0..400).map(|nr| (format!("!{nr}:hs.test"), list(0, 10)));
+    assert_eq!(status(json!({"room_subscriptions": rooms.collect::<serde_json::Map<_, _>>()})).await, 200);
+}
+
+#[tokio::test]
+async fn pitfall_040_what_is_asked_for_is_not_large() {
+    let server = Server::default();
+    let alice = server.user("alice").await;
+    for path in [EARLY, "/_matrix/client/v4/sync"] {
+        let answer = alice.client.post(path, json!({"org.example.more": "x".repeat(250 * 1024)})).await;
+        assert_eq!(answer.status, 200, "{path}");
+        let answer = alice.client.post(path, json!({"org.example.more": "x".repeat(256 * 1024)})).await;
+        assert_eq!((answer.status.as_u16(), answer.errcode().as_str()), (413, "M_TOO_LARGE"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn pitfall_040_a_device_has_some_connections_and_the_one_used_last_the_longest_time_ago_makes_room() {
+    let server = Server::default();
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let mut all: Vec<Connection<'_>> = (0..16).map(|_| Connection::list(&alice, 1, json!([]))).collect();
+    for connection in &mut all {
+        connection.sync().await;
+    }
+    all[0].sync().await;
+    Connection::list(&alice, 1, json!([])).sync().await;
+    Connection::list(&bob, 1, json!([])).sync().await;
+    for (nr, connection) in all.iter().enumerate() {
+        let answer = connection.ask(0).await;
+        let expected = if nr == 1 { (400, "M_UNKNOWN_POS") } else { (200, "") };
+        assert_eq!((answer.status.as_u16(), answer.errcode().as_str()), expected, "{nr}");
+    }
+}
+
 #[tokio::test]
 async fn requests_that_make_no_sense_are_refused() {
     let server = Server::default();
