@@ -89,6 +89,32 @@ mod tests {
     use crate::App;
     use crate::config::Config;
     use crate::http::Router;
+    use crate::limits::Class;
+
+    #[test]
+    fn every_rate_limit_has_an_endpoint() {
+        let used: Vec<Class> = super::routes().classes().collect();
+        for class in Class::ALL {
+            assert!(used.contains(&class), "{class:?}");
+        }
+    }
+
+    /// Those that are named after an endpoint are in force there, and not only somewhere.
+    #[test]
+    fn each_kind_of_work_has_its_own_limit() {
+        let routes = super::routes();
+        let class = |path: &str| routes.class_of("POST", path).or_else(|| routes.class_of("PUT", path));
+        for (path, expected) in [
+            ("/_matrix/client/v3/createRoom", Class::CreateRoom),
+            ("/_matrix/client/v3/rooms/{room_id}/upgrade", Class::CreateRoom),
+            ("/_matrix/client/v3/sendToDevice/{event_type}/{txn_id}", Class::ToDevice),
+            ("/_matrix/client/v3/publicRooms", Class::Search),
+            ("/_matrix/client/v3/login", Class::Login),
+        ] {
+            assert_eq!(class(path), Some(expected), "{path}");
+        }
+        assert_eq!(routes.class_of("GET", "/_matrix/client/v3/publicRooms"), Some(Class::Other));
+    }
 
     #[tokio::test]
     async fn the_list_does_not_contradict_itself() {

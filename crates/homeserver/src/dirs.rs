@@ -2,15 +2,21 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
 /// Makes a directory and those that it lies in, as far as they are not there, so that they stay.
 pub(crate) fn make(dir: &Path) -> io::Result<()> {
-    make_with(dir, &mut |parent| File::open(parent)?.sync_all())
+    make_with(dir, 0o777, &mut |parent| File::open(parent)?.sync_all())
 }
 
-/// `lasts` is called with each directory in which one was made.
-fn make_with(dir: &Path, lasts: &mut dyn FnMut(&Path) -> io::Result<()>) -> io::Result<()> {
+/// The same for a directory that nobody else looks into, if it is made. One that is there stays as it is.
+pub(crate) fn make_private(dir: &Path) -> io::Result<()> {
+    make_with(dir, 0o700, &mut |parent| File::open(parent)?.sync_all())
+}
+
+/// `lasts` is called with each directory in which one was made. The mode is that of the last one.
+fn make_with(dir: &Path, mode: u32, lasts: &mut dyn FnMut(&Path) -> io::Result<()>) -> io::Result<()> {
     if dir.is_dir() {
         return Ok(());
     }
@@ -19,8 +25,8 @@ fn make_with(dir: &Path, lasts: &mut dyn FnMut(&Path) -> io::Result<()>) -> io::
         Some(parent) => parent,
         None => return fs::create_dir(dir),
     };
-    make_with(parent, lasts)?;
-    match fs::create_dir(dir) {
+    make_with(parent, 0o777, lasts)?;
+    match fs::DirBuilder::new().mode(mode).create(dir) {
         // Somebody else was faster.
         Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
         made => made?,
@@ -38,7 +44,7 @@ mod tests {
         let root = temporary.path();
         let mut lasting = Vec::new();
         let mut make = |dir: &str| {
-            make_with(&root.join(dir), &mut |parent| {
+            make_with(&root.join(dir), 0o777, &mut |parent| {
                 lasting.push(parent.strip_prefix(root).unwrap().to_str().unwrap().to_owned());
                 Ok(())
             })
@@ -51,5 +57,19 @@ mod tests {
         assert!(super::make(&root.join("file/x")).is_err());
         super::make(&root.join("x/y")).unwrap();
         assert!(root.join("x/y").is_dir());
+    }
+
+    #[test]
+    fn a_private_directory_is_private_if_it_is_made_here() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let (made, given) = (dir.path().join("a/b/data"), dir.path().join("given"));
+        make_private(&made).unwrap();
+        assert_eq!(mode(&made), 0o700);
+        fs::create_dir(&given).unwrap();
+        fs::set_permissions(&given, fs::Permissions::from_mode(0o750)).unwrap();
+        make_private(&given).unwrap();
+        assert_eq!(mode(&given), 0o750);
     }
 }

@@ -251,6 +251,12 @@ impl Error {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown, "Internal server error")
     }
 
+    /// There is no room on the disk; somebody has to make some.
+    pub fn disk_full() -> Self {
+        let status = StatusCode::INSUFFICIENT_STORAGE;
+        Self::new(status, ErrorCode::ResourceLimitExceeded, "The server's disk is full").with("admin_contact", "")
+    }
+
     /// The server cannot do this now, and the same request may well succeed a little later.
     pub fn unavailable(message: impl Into<Text>) -> Self {
         let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unknown, message);
@@ -341,9 +347,7 @@ impl From<store::Error> for Error {
             Store::TooLarge { .. } => Self::too_large(error.to_string()),
             Store::Full => {
                 tracing::error!("the disk is full: writes are refused");
-                let status = StatusCode::INSUFFICIENT_STORAGE;
-                Self::new(status, ErrorCode::ResourceLimitExceeded, "The server's disk is full")
-                    .with("admin_contact", "")
+                Self::disk_full()
             }
             Store::Engine(_) | Store::Corrupt { .. } => Self::internal(error),
         }

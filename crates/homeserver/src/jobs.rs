@@ -209,6 +209,14 @@ async fn slice(app: &App, job: &Job) -> Result<Option<Job>> {
             let done = app.store.transact(|tx| backup::forget(tx, user_id, *version)).await?.value;
             Ok((!done).then(|| job.clone()))
         }
+        Job::ForgetDevices { user_id } => {
+            let done = app.store.transact(|tx| devices::delete_void(tx, user_id)).await?.value;
+            Ok((!done).then(|| job.clone()))
+        }
+        Job::ForgetBackups { user_id, from } => {
+            let next = app.store.transact(|tx| backup::delete_from(tx, user_id, *from)).await?.value;
+            Ok(next.map(|from| Job::ForgetBackups { user_id: user_id.clone(), from }))
+        }
         Job::DeleteRoom { .. } | Job::PurgeHistory { .. } | Job::RedactUser { .. } => tasks::slice(app, job).await,
         Job::Later { job, .. } => Ok(Some(Job::clone(job))),
     }

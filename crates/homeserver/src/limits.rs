@@ -25,9 +25,26 @@ pub enum Class {
     Join,
     Invite,
     CreateRoom,
+    ToDevice,
     Media,
     Search,
     Other,
+}
+
+impl Class {
+    /// All of them, one for each setting.
+    pub const ALL: [Class; 10] = [
+        Class::Login,
+        Class::Register,
+        Class::Message,
+        Class::Join,
+        Class::Invite,
+        Class::CreateRoom,
+        Class::ToDevice,
+        Class::Media,
+        Class::Search,
+        Class::Other,
+    ];
 }
 
 /// Whom a bucket belongs to.
@@ -92,6 +109,7 @@ impl Limits {
             Class::Join => settings.join,
             Class::Invite => settings.invite,
             Class::CreateRoom => settings.create_room,
+            Class::ToDevice => settings.to_device,
             Class::Media => settings.media,
             Class::Search => settings.search,
             Class::Other => settings.other,
@@ -154,6 +172,23 @@ mod tests {
         assert!(limits.check(Class::Message, address("2001:db8::1")).is_ok());
         assert!(limits.check(Class::Message, address("2001:db8::2")).is_err());
         assert!(limits.check(Class::Message, address("2001:db8:0:1::2")).is_ok());
+    }
+
+    #[test]
+    fn every_setting_is_that_of_one_class() {
+        let settings = serde_json::to_value(RateLimits::default()).unwrap();
+        let names: Vec<&String> = settings.as_object().unwrap().keys().collect();
+        let mut classes = Vec::new();
+        for name in &names {
+            let mut one = settings.clone();
+            one[name.as_str()] = serde_json::json!({ "per_second": 0.001, "burst": 1_234_567 });
+            let limits = Limits::new(serde_json::from_value(one).unwrap(), Clock::manual(1));
+            let is = |class: &Class| matches!(limits.limit(*class), Limit::On { burst: 1_234_567, .. });
+            let found: Vec<Class> = Class::ALL.into_iter().filter(is).collect();
+            assert_eq!(found.len(), 1, "{name}");
+            classes.extend(found);
+        }
+        assert_eq!(classes.len(), Class::ALL.len());
     }
 
     #[test]

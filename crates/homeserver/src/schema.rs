@@ -36,6 +36,13 @@ pub mod topic {
     /// The class of the topic of all delayed events.
     pub const DELAYED: u8 = 7;
 
+    /// The class of the topic of the room directory.
+    pub const DIRECTORY: u8 = 12;
+
+    /// A room came into the room directory, or is no longer in it.
+    pub fn directory() -> Topic {
+        Topic::new(DIRECTORY, [])
+    }
     /// The class of application services; the key is the service's ID.
     pub const APPSERVICE: u8 = 8;
 
@@ -170,7 +177,7 @@ pub const ALIASES: Table<String, Alias> = Table::new(0x28, "aliases", Hint::Smal
 pub const ROOM_ALIASES: Table<(RoomNr, String), ()> =
     Table::new(0x29, "room_aliases", Hint::Small, None, "the aliases of a room, by room and alias");
 pub const PUBLIC_ROOMS: Table<RoomNr, ()> =
-    Table::new(0x2a, "public_rooms", Hint::Small, None, "a room in the room directory");
+    Table::new(0x2a, "public_rooms", Hint::Small, Some(|_| topic::directory()), "a room in the room directory");
 pub const RECEIPTS: Table<(RoomNr, String, ReceiptKind), Receipt> =
     Table::new(0x2b, "receipts", Hint::Small, None, "how far a user has read, by room, user ID and kind");
 pub const RECEIPT_LOG: Table<(RoomNr, Pos), ReceiptKey> = Table::new(
@@ -255,14 +262,14 @@ pub const ONE_TIME_KEYS: Table<(String, String, String, Pos, u16), OneTimeKey> =
     None,
     "a one-time key that nobody has claimed yet, by user ID, device ID, algorithm, position of the upload, and index",
 );
-/// The row outlives the key: a device that uploads a key again, because it missed the answer, does not bring back one
-/// that was claimed meanwhile.
+/// The row outlives the key, for the thousands that were claimed last: a device that uploads a key again, because it missed
+/// the answer, does not bring back one that was claimed meanwhile.
 pub const ONE_TIME_KEY_IDS: Table<(String, String, String), OneTimeKeyId> = Table::new(
     0x52,
     "one_time_key_ids",
     Hint::Small,
     None,
-    "a one-time key that was ever uploaded, by user ID, device ID and key ID",
+    "a one-time key that was uploaded, by user ID, device ID and key ID",
 );
 pub const FALLBACK_KEYS: Table<(String, String, String), FallbackKey> = Table::new(
     0x53,
@@ -394,6 +401,16 @@ pub const UNREAD_LOG: Table<(String, Pos), RoomNr> = Table::new(
     "in which rooms the counts of a user became right, by user ID and position",
 );
 
+// ---- what there is much of ---------------------------------------------------------------------------------------
+
+/// Written together with what it counts; what is not counted yet is counted when it is needed. What there is: `media`,
+/// `account_data`.
+pub const USAGE: Table<(String, String), Usage> =
+    Table::new(0x7c, "usage", Hint::Small, None, "how much of something a user has, by user ID and what it is");
+/// No more than a guess: what a device acknowledges is not taken off. A queue that looks full is counted.
+pub const TO_DEVICE_LOAD: Table<(String, String), Usage> =
+    Table::new(0x7d, "to_device_load", Hint::Small, None, "how much may wait for a device, by user ID and device ID");
+
 /// Which pusher: app ID and pushkey.
 pub type PusherId<'a> = (&'a str, &'a str);
 
@@ -501,6 +518,8 @@ pub fn tables() -> Vec<TableDef> {
         NETWORK_ROOMS.def(),
         UNREAD.def(),
         UNREAD_LOG.def(),
+        USAGE.def(),
+        TO_DEVICE_LOAD.def(),
         ANNOTATIONS.def(),
     ]
 }
@@ -539,6 +558,10 @@ pub enum Job {
     RedactUser { task: String, user_id: String, reason: Option<String>, rooms: Vec<String>, before: u64, left: u64 },
     /// A job that failed so many times, to be tried again at this time (milliseconds since the epoch).
     Later { job: Box<Job>, attempts: u32, due_ts: u64 },
+    /// Delete the devices of a user that are of an earlier epoch.
+    ForgetDevices { user_id: String },
+    /// Delete the backups of a user from this one on.
+    ForgetBackups { user_id: String, from: u64 },
 }
 postcard_value!(Job, 1);
 
@@ -617,16 +640,56 @@ pub struct User {
     pub suspended: bool,
     /// The user wished to be forgotten when the account was closed.
     pub erased: bool,
+    /// Counts how often all sessions were ended at once: what is of an earlier number is void.
+    pub epoch: u64,
 }
-postcard_value!(User, 1);
+postcard_value!(User, 2, from UserV1);
+
+/// The first format.
+#[derive(Serialize, Deserialize)]
+pub struct UserV1 {
+    password_hash: Option<String>,
+    created_ts: u64,
+    admin: bool,
+    guest: bool,
+    deactivated: bool,
+    locked: bool,
+    suspended: bool,
+    erased: bool,
+}
+postcard_value!(UserV1, 1);
+
+impl From<UserV1> for User {
+    fn from(old: UserV1) -> Self {
+        let UserV1 { password_hash, created_ts, admin, guest, deactivated, locked, suspended, erased } = old;
+        User { password_hash, created_ts, admin, guest, deactivated, locked, suspended, erased, epoch: 0 }
+    }
+}
 
 /// A device. Its keys have tables of their own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
     pub display_name: Option<String>,
     pub created_ts: u64,
+    /// That of its user when it was made, or kept while the others were logged out. One of an earlier epoch is about to be
+    /// deleted.
+    pub epoch: u64,
 }
-postcard_value!(Device, 1);
+postcard_value!(Device, 2, from DeviceV1);
+
+/// The first format.
+#[derive(Serialize, Deserialize)]
+pub struct DeviceV1 {
+    display_name: Option<String>,
+    created_ts: u64,
+}
+postcard_value!(DeviceV1, 1);
+
+impl From<DeviceV1> for Device {
+    fn from(old: DeviceV1) -> Self {
+        Device { display_name: old.display_name, created_ts: old.created_ts, epoch: 0 }
+    }
+}
 
 /// When a device was last used, to within some minutes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -660,8 +723,29 @@ pub struct Token {
     pub partner: Option<[u8; 32]>,
     /// The pair was got by refreshing, and none of it was used yet: the refresh tokens before it still count.
     pub unconfirmed: bool,
+    /// That of its user: a token of an earlier epoch is void.
+    pub epoch: u64,
 }
-postcard_value!(Token, 1);
+postcard_value!(Token, 2, from TokenV1);
+
+/// The first format.
+#[derive(Serialize, Deserialize)]
+pub struct TokenV1 {
+    kind: TokenKind,
+    user_id: String,
+    device_id: String,
+    expires_ts: Option<u64>,
+    partner: Option<[u8; 32]>,
+    unconfirmed: bool,
+}
+postcard_value!(TokenV1, 1);
+
+impl From<TokenV1> for Token {
+    fn from(old: TokenV1) -> Self {
+        let TokenV1 { kind, user_id, device_id, expires_ts, partner, unconfirmed } = old;
+        Token { kind, user_id, device_id, expires_ts, partner, unconfirmed, epoch: 0 }
+    }
+}
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegistrationToken {
@@ -1085,14 +1169,39 @@ impl Value for OneTimeKey {
     }
 }
 
-/// A one-time key that was ever uploaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A one-time key that was uploaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OneTimeKeyId {
     /// The beginning of the SHA-256 of the key: tells whether it is the same key.
     pub digest: [u8; 16],
     pub claimed: bool,
+    /// The upload; zero for those of a time when it was not written down.
+    pub at: Pos,
 }
-postcard_value!(OneTimeKeyId, 1);
+
+impl Value for OneTimeKeyId {
+    fn encode(&self, out: &mut ValueBuf) {
+        out.u8(2);
+        out.raw(&self.digest);
+        out.u8(u8::from(self.claimed));
+        out.pos(self.at);
+    }
+    fn decode(raw: Raw<'_>) -> Result<Self, Corrupt> {
+        let mut r = raw.reader();
+        let version = r.u8()?;
+        let mut digest = [0; 16];
+        digest.copy_from_slice(r.take(16)?);
+        let claimed = r.u8()? != 0;
+        let at = match version {
+            // The first format ended here.
+            1 => Pos::ZERO,
+            2 => r.pos()?,
+            _ => return Err(Corrupt::new("an unknown format version")),
+        };
+        r.end()?;
+        Ok(OneTimeKeyId { digest, claimed, at })
+    }
+}
 
 /// A key that is given out again and again while there is no one-time key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -1255,6 +1364,28 @@ pub struct ServiceTxn {
 }
 postcard_value!(ServiceTxn, 1);
 
+/// How much there is of something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub count: u64,
+    pub bytes: u64,
+}
+postcard_value!(Usage, 1);
+
+impl Usage {
+    /// One more of so many bytes.
+    #[must_use]
+    pub fn with(self, bytes: u64) -> Self {
+        Usage { count: self.count.saturating_add(1), bytes: self.bytes.saturating_add(bytes) }
+    }
+
+    /// One less.
+    #[must_use]
+    pub fn without(self, bytes: u64) -> Self {
+        Usage { count: self.count.saturating_sub(1), bytes: self.bytes.saturating_sub(bytes) }
+    }
+}
+
 fn format_one(version: u8) -> Result<(), Corrupt> {
     if version == 1 { Ok(()) } else { Err(Corrupt::new("an unknown format version")) }
 }
@@ -1262,6 +1393,54 @@ fn format_one(version: u8) -> Result<(), Corrupt> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn accounts_devices_and_tokens_of_the_first_format_are_of_the_first_epoch() {
+        let encoded = |value: &dyn Fn(&mut ValueBuf)| {
+            let mut bytes = ValueBuf::default();
+            value(&mut bytes);
+            bytes.as_bytes().to_vec()
+        };
+        let user = UserV1 {
+            password_hash: None,
+            created_ts: 7,
+            admin: true,
+            guest: false,
+            deactivated: false,
+            locked: false,
+            suspended: true,
+            erased: false,
+        };
+        let user = User::decode(Raw::Borrowed(&encoded(&|out| user.encode(out)))).unwrap();
+        assert_eq!(user, User { created_ts: 7, admin: true, suspended: true, ..User::default() });
+        let device = DeviceV1 { display_name: Some("x".to_owned()), created_ts: 7 };
+        let device = Device::decode(Raw::Borrowed(&encoded(&|out| device.encode(out)))).unwrap();
+        assert_eq!(device, Device { display_name: Some("x".to_owned()), created_ts: 7, epoch: 0 });
+        let token = TokenV1 {
+            kind: TokenKind::Refresh,
+            user_id: "@a:x".to_owned(),
+            device_id: "D".to_owned(),
+            expires_ts: Some(1),
+            partner: Some([3; 32]),
+            unconfirmed: true,
+        };
+        let token = Token::decode(Raw::Borrowed(&encoded(&|out| token.encode(out)))).unwrap();
+        assert_eq!((token.kind, token.expires_ts, token.epoch), (TokenKind::Refresh, Some(1), 0));
+        assert_eq!((token.partner, token.unconfirmed), (Some([3; 32]), true));
+    }
+
+    #[test]
+    fn one_time_key_ids_of_the_first_format_are_read() {
+        let mut old = ValueBuf::default();
+        old.u8(1);
+        old.postcard(&([7u8; 16], true));
+        let read = OneTimeKeyId::decode(Raw::Borrowed(old.as_bytes())).unwrap();
+        assert_eq!(read, OneTimeKeyId { digest: [7; 16], claimed: true, at: Pos::ZERO });
+        let new = OneTimeKeyId { digest: [8; 16], claimed: false, at: Pos(9) };
+        let mut bytes = ValueBuf::default();
+        new.encode(&mut bytes);
+        assert_eq!(OneTimeKeyId::decode(Raw::Borrowed(bytes.as_bytes())).unwrap(), new);
+    }
 
     #[test]
     fn transactions_of_the_first_format_are_read() {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::{Mode, umask};
 use serde::Serialize;
 use store::{Disk, Store};
 use tokio::net::{TcpListener, UnixListener};
@@ -63,7 +64,7 @@ pub fn open(config: Config) -> Result<App, StartError> {
     let (clock, rng) = (Clock::system(), Rng::system());
     let appservices = App::registrations(&config)?;
     let dir = &config.data_dir;
-    dirs::make(dir).map_err(file(|| format!("data directory {}", dir.display())))?;
+    dirs::make_private(dir).map_err(file(|| format!("data directory {}", dir.display())))?;
     let key = signing::load_or_create(&dir.join("signing.key"), &rng)?.key_pair()?;
     let disk = Disk::at(config.store_dir()).memory_budget_bytes(config.memory_budget.as_usize() / 2);
     let store = Store::open(disk)?;
@@ -247,9 +248,18 @@ fn bind_unix(path: &Path) -> Result<UnixListener, StartError> {
         return Err(StartError::Other(format!("{}: another server is running", at())));
     }
     let _ = fs::remove_file(path);
-    let listener = UnixListener::bind(path).map_err(file(at))?;
+    let listener = bind_private(path).map_err(file(at))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(file(at))?;
     Ok(listener)
+}
+
+/// Nobody else can ever connect: who does it between binding and a change of permissions would stay.
+fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    // The mask is that of the whole process. Whatever another thread makes in this moment is private, too.
+    let before = umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    let bound = UnixListener::bind(path);
+    umask(before);
+    bound
 }
 
 fn write_ready_file(path: &Path, bound: &Bound) -> io::Result<()> {
@@ -269,4 +279,26 @@ fn raise_file_limit() {
 
 fn file(what: impl FnOnce() -> String) -> impl FnOnce(io::Error) -> StartError {
     move |cause| StartError::File { what: what(), cause }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[tokio::test]
+    async fn the_socket_for_administration_is_private_from_its_first_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, before, after) =
+            (dir.path().join("admin.sock"), dir.path().join("before"), dir.path().join("after"));
+        fs::write(&before, "").unwrap();
+        let _listener = bind_private(&path).unwrap();
+        assert_eq!(mode(&path) & 0o077, 0);
+        // And the mask is what it was.
+        fs::write(&after, "").unwrap();
+        assert_eq!(mode(&before), mode(&after));
+    }
 }

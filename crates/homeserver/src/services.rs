@@ -21,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::outgoing::Outgoing;
 use crate::rng::Rng;
 use crate::rooms::Lanes;
+use crate::rooms::directory::Directory;
 use crate::rooms::read::RoomCache;
 use crate::signing;
 use crate::sync::Sync;
@@ -37,6 +38,8 @@ pub struct Services {
     pub signing_key: Ed25519KeyPair,
     /// What is worth keeping in memory of rooms.
     pub room_cache: Arc<RoomCache>,
+    /// The room directory in its order.
+    pub directory: Directory,
     /// Who changes a room takes turns with others who do.
     pub lanes: Lanes,
     pub media: Media,
@@ -96,8 +99,9 @@ impl App {
             shutdown,
             tasks: TaskTracker::new(),
             room_cache: RoomCache::follow(&store, config.memory_budget.as_usize() as u64 / 8),
+            directory: Directory::new(&store),
             lanes: Lanes::default(),
-            sync: Sync::new(&store, &rng, config.memory_budget.as_usize() as u64 / 16),
+            sync: Sync::new(&store, &rng, config.memory_budget.as_usize() as u64 / 8),
             store,
             signing_key,
             appservices,

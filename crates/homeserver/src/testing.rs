@@ -27,6 +27,7 @@ fn unlimited() -> RateLimits {
         join: Limit::Off,
         invite: Limit::Off,
         create_room: Limit::Off,
+        to_device: Limit::Off,
         media: Limit::Off,
         search: Limit::Off,
         other: Limit::Off,

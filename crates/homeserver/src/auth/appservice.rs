@@ -8,11 +8,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ruma::{OwnedDeviceId, OwnedUserId, UserId};
 use store::Read as _;
 
-use super::{Credentials, Requester, tokens};
+use super::{Credentials, Requester, devices, tokens};
 use crate::App;
 use crate::config::registrations::Registration;
 use crate::error::{Error, Result};
-use crate::schema::{DEVICES, USERS};
+use crate::schema::USERS;
 
 /// Whom a service speaks for: the user it names, or its own one.
 pub(super) fn speaker(app: &App, service: &Registration, credentials: &Credentials) -> Result<Requester> {
@@ -24,7 +24,7 @@ pub(super) fn speaker(app: &App, service: &Registration, credentials: &Credentia
     let user = read.get(&USERS, user_id.as_str())?.filter(|user| !user.deactivated);
     let user = user.ok_or_else(|| Error::forbidden("The application service has not registered this user"))?;
     if let Some(device_id) = &credentials.as_device
-        && !read.contains(&DEVICES, (user_id.as_str(), device_id.as_str()))?
+        && !devices::is_open(&read, user_id.as_str(), device_id)?
     {
         return Err(Error::unknown_device());
     }

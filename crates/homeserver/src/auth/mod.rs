@@ -63,7 +63,7 @@ pub async fn authenticate(app: &App, credentials: &Credentials, ip: IpAddr) -> R
         let read = app.store.snapshot();
         let token = read.get(&TOKENS, &hash)?.filter(|token| token.kind == TokenKind::Access);
         let token = token.ok_or_else(Error::unknown_token)?;
-        let user = read.get(&USERS, &token.user_id)?.filter(|user| !user.deactivated);
+        let user = read.get(&USERS, &token.user_id)?.filter(|user| !user.deactivated && !token.is_void(user));
         let user = user.ok_or_else(Error::unknown_token)?;
         if token.ended(app.clock.now_ms()) {
             let lives = tokens::session_lives(&read, &token)?;

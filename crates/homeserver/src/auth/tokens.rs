@@ -11,7 +11,7 @@ use store::{Read, Tx};
 use crate::App;
 use crate::auth::devices;
 use crate::error::{Error, Result};
-use crate::schema::{DEVICE_TOKENS, OAUTH_SESSIONS, TOKENS, Token, TokenKind, USERS};
+use crate::schema::{DEVICE_TOKENS, OAUTH_SESSIONS, TOKENS, Token, TokenKind, USERS, User};
 
 pub type Hash = [u8; 32];
 
@@ -28,6 +28,9 @@ pub struct Grant {
 const MAX_SIBLINGS: usize = 16;
 /// Login and OpenID tokens of one user at a time, next to the newest.
 const MAX_APART: usize = 64;
+/// Tokens of a device that were replaced and have not been forgotten yet. More than a client has use for, and few enough
+/// to be dealt with in one commit.
+const MAX_REPLACED: usize = 64;
 /// Ended access tokens stay known for this long, so that the client learns that its session lives.
 const KEEP_ENDED_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -50,6 +53,16 @@ pub fn close(tx: &mut Tx, user_id: &str, device_id: &str) -> Result<()> {
     }
     for (_, _, hash) in of_device(tx, user_id, device_id)? {
         drop_token(tx, user_id, device_id, &hash);
+    }
+    Ok(())
+}
+
+/// Keeps the tokens of a device while all others become void.
+pub fn carry_over(tx: &mut Tx, user_id: &str, device_id: &str, epoch: u64) -> Result<()> {
+    for (_, _, hash) in of_device(tx, user_id, device_id)? {
+        if let Some(token) = tx.get(&TOKENS, &hash)? {
+            tx.put(&TOKENS, &hash, &Token { epoch, ..token });
+        }
     }
     Ok(())
 }
@@ -96,6 +109,7 @@ fn issue_apart(app: &App, tx: &mut Tx, user_id: &str, kind: TokenKind, lifetime:
         expires_ts: lifetime.map(|lifetime| now.saturating_add(millis(lifetime))),
         partner: None,
         unconfirmed: false,
+        epoch: devices::epoch(tx, user_id)?,
     };
     put(tx, &hash(&secret), &token);
     Ok(secret)
@@ -135,7 +149,7 @@ pub async fn refresh(app: &App, refresh_token: &str, opened: Opened<'_>) -> Resu
                 TokenKind::Refresh if was == opened => {}
                 _ => return Err(Error::unknown_token()),
             }
-            let user = tx.get(&USERS, &token.user_id)?.filter(|user| !user.deactivated);
+            let user = tx.get(&USERS, &token.user_id)?.filter(|user| !user.deactivated && !token.is_void(user));
             if user.ok_or_else(Error::unknown_token)?.locked {
                 return Err(Error::user_locked());
             }
@@ -174,6 +188,11 @@ pub fn session_lives(read: &impl Read, token: &Token) -> Result<bool> {
 pub const NO_DEVICE: &str = "";
 
 impl Token {
+    /// Whether it is of a time before all sessions of its user were ended.
+    pub fn is_void(&self, user: &User) -> bool {
+        self.epoch != user.epoch
+    }
+
     pub fn ended(&self, now_ms: u64) -> bool {
         self.expires_ts.is_some_and(|expires_ts| expires_ts <= now_ms)
     }
@@ -197,6 +216,7 @@ fn issue(
         expires_ts: refreshable.then(|| app.clock.now_ms().saturating_add(millis(lifetime))),
         partner: refresh_token.as_deref().map(hash),
         unconfirmed,
+        epoch: devices::epoch(tx, user_id)?,
     };
     if let Some(refresh_token) = &refresh_token {
         let partner = Some(hash(&access_token));
@@ -233,19 +253,23 @@ fn confirm_in(app: &App, tx: &mut Tx, hash: &Hash, token: &Token) -> Result<()> 
     Ok(())
 }
 
-/// Drops what ended long ago, and pairs that nobody used if there are too many of them.
+/// Drops what ended long ago, what was replaced if there is too much of it, and pairs that nobody used likewise.
 fn make_room(app: &App, tx: &mut Tx, hash: &Hash, token: &Token) -> Result<()> {
     let ended_before = app.clock.now_ms().saturating_sub(KEEP_ENDED_MS);
-    let mut siblings = Vec::new();
+    let (mut siblings, mut replaced) = (Vec::new(), Vec::new());
     for (user_id, device_id, other) in of_device(tx, &token.user_id, &token.device_id)? {
         if other == *hash || token.partner == Some(other) {
             continue;
         }
         match tx.get(&TOKENS, &other)? {
             Some(found) if found.unconfirmed => siblings.push(other),
-            Some(found) if !found.ended(ended_before) => {}
+            Some(found) if !found.ended(ended_before) => replaced.push((found.expires_ts.unwrap_or(u64::MAX), other)),
             _ => drop_token(tx, &user_id, &device_id, &other),
         }
+    }
+    replaced.sort_unstable();
+    for (_, old) in replaced.iter().rev().skip(MAX_REPLACED) {
+        drop_token(tx, &token.user_id, &token.device_id, old);
     }
     if siblings.len() >= 2 * MAX_SIBLINGS {
         for sibling in siblings {

@@ -10,7 +10,7 @@ use crate::http::{Ctx, Routes};
 use crate::limits::Class;
 
 pub fn routes() -> Routes {
-    Routes::default().ruma(create_room).limit(Class::Other)
+    Routes::default().ruma(create_room).limit(Class::CreateRoom)
 }
 
 async fn create_room(ctx: Ctx<Request>) -> Result<Response> {

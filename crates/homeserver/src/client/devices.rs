@@ -17,8 +17,7 @@ pub fn routes() -> Routes {
 async fn list(ctx: Ctx<get_devices::v3::Request>) -> Result<get_devices::v3::Response> {
     let (read, user_id) = (ctx.app.store.snapshot(), ctx.requester.user_id.as_str());
     let mut found = Vec::new();
-    for row in read.scan(&DEVICES, DEVICES.prefix((user_id,))) {
-        let ((_, device_id), device) = row?;
+    for (device_id, device) in devices::of(&read, user_id)? {
         found.push(describe(&read, user_id, &device_id, device)?);
     }
     Ok(get_devices::v3::Response::new(found))
@@ -69,12 +68,7 @@ async fn delete(ctx: Ctx<delete_device::v3::Request>) -> Result<delete_device::v
 async fn delete_some(ctx: Ctx<delete_devices::v3::Request>) -> Result<delete_devices::v3::Response> {
     let user_id = ctx.requester.user_id.as_str();
     let passed = uia::check_password(&ctx.app, &ctx.requester, "delete_devices".to_owned(), &ctx.body).await?;
-    let delete = |tx: &mut Tx| -> Result<()> {
-        passed.holds(tx)?;
-        let mut device_ids = ctx.request.devices.iter();
-        device_ids.try_for_each(|device_id| devices::delete(tx, user_id, device_id.as_str()))
-    };
-    ctx.app.store.transact(delete).await?;
+    devices::delete_some(&ctx.app, user_id, &ctx.request.devices, |tx| passed.holds(tx)).await?;
     Ok(delete_devices::v3::Response::new())
 }
 

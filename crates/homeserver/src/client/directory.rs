@@ -7,19 +7,24 @@ use ruma::api::client::alias::{create_alias, delete_alias, get_alias};
 use ruma::api::client::directory::{get_public_rooms, get_public_rooms_filtered, get_room_visibility};
 use ruma::api::client::room::{Visibility, aliases as room_aliases};
 use ruma::directory::{Filter, RoomNetwork};
-use ruma::{RoomAliasId, RoomId, ServerName, UInt};
+use ruma::{OwnedServerName, RoomAliasId, RoomId, UInt};
 use serde::Deserialize;
+use store::Snapshot;
 
 use crate::App;
 use crate::appservice::queries;
 use crate::auth::{Access, Requester};
+use crate::blocking;
 use crate::config::registrations::Registration;
 use crate::error::{Error, Result};
 use crate::http::{Ctx, RawCtx, Response, Routes, json_response};
+use crate::limits::Class;
 use crate::rooms::aliases;
-use crate::rooms::public::{self, Listing, Network};
+use crate::rooms::directory::Place;
+use crate::rooms::public::{self, Listing, Page};
 use crate::rooms::read::RoomReader;
 use crate::rooms::visibility::{Reach, Standing};
+use crate::schema::RoomNr;
 
 pub fn routes() -> Routes {
     Routes::default()
@@ -28,7 +33,9 @@ pub fn routes() -> Routes {
         .ruma(delete_alias)
         .ruma(room_aliases)
         .ruma(public_rooms)
+        .limit(Class::Other)
         .ruma(search_public_rooms)
+        .limit(Class::Search)
         .ruma(room_visibility)
         .raw(
             Method::PUT,
@@ -95,15 +102,8 @@ async fn room_aliases(ctx: Ctx<room_aliases::v3::Request>) -> Result<room_aliase
 }
 
 async fn public_rooms(ctx: Ctx<get_public_rooms::v3::Request>) -> Result<get_public_rooms::v3::Response> {
-    let request = &ctx.request;
-    let listing = list(
-        &ctx.app,
-        request.server.as_deref(),
-        request.limit,
-        request.since.as_deref(),
-        &Filter::default(),
-        Network::Matrix,
-    )?;
+    let get_public_rooms::v3::Request { server, limit, since, .. } = ctx.request;
+    let listing = list(ctx.app, server, limit, since, Filter::default(), RoomNetwork::Matrix).await?;
     let mut response = get_public_rooms::v3::Response::new(listing.chunk);
     response.next_batch = listing.next_batch;
     response.prev_batch = listing.prev_batch;
@@ -114,18 +114,8 @@ async fn public_rooms(ctx: Ctx<get_public_rooms::v3::Request>) -> Result<get_pub
 async fn search_public_rooms(
     ctx: Ctx<get_public_rooms_filtered::v3::Request>,
 ) -> Result<get_public_rooms_filtered::v3::Response> {
-    let request = &ctx.request;
-    let network = match &request.room_network {
-        RoomNetwork::All => Network::All,
-        RoomNetwork::ThirdParty(instance_id) => {
-            // A name that is none is that of a network with nothing in it.
-            let (service_id, network_id) = queries::parts_of(instance_id).unwrap_or_default();
-            Network::Other(service_id, network_id)
-        }
-        _ => Network::Matrix,
-    };
-    let (server, since) = (request.server.as_deref(), request.since.as_deref());
-    let listing = list(&ctx.app, server, request.limit, since, &request.filter, network)?;
+    let get_public_rooms_filtered::v3::Request { server, limit, since, filter, room_network, .. } = ctx.request;
+    let listing = list(ctx.app, server, limit, since, filter, room_network).await?;
     let mut response = get_public_rooms_filtered::v3::Response::new();
     response.chunk = listing.chunk;
     response.next_batch = listing.next_batch;
@@ -134,19 +124,42 @@ async fn search_public_rooms(
     Ok(response)
 }
 
-fn list(
-    app: &App,
-    server: Option<&ServerName>,
+async fn list(
+    app: App,
+    server: Option<OwnedServerName>,
     limit: Option<UInt>,
-    since: Option<&str>,
-    filter: &Filter,
-    network: Network<'_>,
+    since: Option<String>,
+    filter: Filter,
+    network: RoomNetwork,
 ) -> Result<Listing> {
     if server.is_some_and(|server| server != app.server_name) {
         return Err(Error::forbidden("The directories of other servers cannot be read: federation is off"));
     }
-    let read = app.store.snapshot();
-    public::list(RoomReader::new(&app.room_cache, &read), limit, since, filter, network)
+    let read = move || {
+        let read = app.store.snapshot();
+        let reader = RoomReader::new(&app.room_cache, &read);
+        let places = places(&app, reader, &network)?;
+        public::list(reader, &places, Page { limit, since: since.as_deref(), filter: &filter })
+    };
+    // A search looks at all rooms.
+    blocking::run(read).await?
+}
+
+/// The places of the rooms of a network.
+fn places(app: &App, reader: RoomReader<'_, Snapshot>, network: &RoomNetwork) -> Result<Arc<[Place]>> {
+    if let RoomNetwork::ThirdParty(instance_id) = network {
+        // A name that is none is that of a network with nothing in it.
+        let network = queries::parts_of(instance_id).unwrap_or_default();
+        return Ok(public::places_with(reader, &[], Some(network))?.into());
+    }
+    let changed = |since, until, wanted: &dyn Fn(RoomNr) -> bool| {
+        Some(app.sync.recent.changes(since, until, wanted)?.into_iter().map(|(room, _)| room).collect())
+    };
+    let here = app.directory.places(reader, changed)?;
+    match network {
+        RoomNetwork::All => Ok(public::places_with(reader, &here, None)?.into()),
+        _ => Ok(here),
+    }
 }
 
 async fn room_visibility(ctx: Ctx<get_room_visibility::v3::Request>) -> Result<get_room_visibility::v3::Response> {
@@ -172,4 +185,64 @@ async fn set_room_visibility(mut ctx: RawCtx) -> Result<Response> {
     requester.not_suspended()?;
     public::set_listed(&ctx.app, &requester.user_id, requester.admin, &room_id, listed).await?;
     Ok(json_response(StatusCode::OK, "{}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::client::testing::{create, ok};
+    use crate::testing::{Server, User};
+
+    fn kept(server: &Server) -> Arc<[Place]> {
+        let read = server.app.store.snapshot();
+        places(&server.app, RoomReader::new(&server.app.room_cache, &read), &RoomNetwork::Matrix).unwrap()
+    }
+
+    async fn names(user: &User, query: &str) -> Vec<String> {
+        let answer = ok(&user.client.get(&format!("/_matrix/client/v3/publicRooms{query}")).await);
+        let rooms = answer["chunk"].as_array().unwrap().iter();
+        rooms.map(|room| room["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn pages_are_read_from_what_is_kept() {
+        let server = Server::default();
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        let mut rooms = Vec::new();
+        for name in ["a", "b", "c"] {
+            let request = json!({"preset": "public_chat", "visibility": "public", "name": name});
+            rooms.push(create(&alice, request).await);
+        }
+        let before = kept(&server);
+        assert_eq!(before.len(), 3);
+        rooms[0].say("hello").await;
+        create(&alice, json!({"preset": "public_chat"})).await;
+        assert!(Arc::ptr_eq(&before, &kept(&server)), "nothing happened that matters here");
+        assert_eq!(names(&alice, "?limit=500").await.len(), 3);
+        assert!(Arc::ptr_eq(&before, &kept(&server)));
+        // What does matter is noticed.
+        rooms[2].join(&bob).await;
+        assert_eq!(names(&alice, "?limit=1").await, ["c"]);
+        rooms[1].leave().await;
+        assert_eq!(names(&alice, "").await, ["c", "a"]);
+        let path = format!("/_matrix/client/v3/directory/list/room/{}", rooms[2].id);
+        ok(&alice.client.put(&path, json!({"visibility": "private"})).await);
+        assert_eq!(names(&alice, "").await, ["a"]);
+        ok(&alice.client.put(&path, json!({"visibility": "public"})).await);
+        assert_eq!(names(&alice, "").await, ["c", "a"]);
+    }
+
+    #[tokio::test]
+    async fn a_page_has_a_hundred_rooms_unless_more_are_asked_for() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        for nr in 0..101 {
+            let request = json!({"preset": "public_chat", "visibility": "public", "name": nr.to_string()});
+            create(&alice, request).await;
+        }
+        assert_eq!(names(&alice, "").await.len(), 100);
+        assert_eq!(names(&alice, "?limit=500").await.len(), 101);
+    }
 }

@@ -346,6 +346,35 @@ mod tests {
         sync["next_batch"].as_str().unwrap()
     }
 
+    #[tokio::test]
+    async fn keys_that_were_claimed_long_ago_are_forgotten() {
+        use crate::schema::{ONE_TIME_KEY_IDS, OneTimeKeyId};
+        use store::{Pos, Read as _};
+        let server = Server::default();
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        upload(&alice, json!({ "one_time_keys": one_time_keys([9_001]) })).await;
+        let device = (alice.user_id.as_str(), alice.device_id.as_str());
+        for chunk in (0..6_000u64).collect::<Vec<_>>().chunks(1_000) {
+            let mut batch = store::Batch::new();
+            for nr in chunk {
+                // Older ones have names that come later.
+                let id = OneTimeKeyId { digest: [1; 16], claimed: true, at: Pos(*nr) };
+                batch.put(&ONE_TIME_KEY_IDS, (device.0, device.1, &format!("{SIGNED}:old {}", 9_999 - nr)), &id);
+            }
+            server.app.store.commit(batch).unwrap().durable().await.unwrap();
+        }
+        upload(&alice, json!({ "one_time_keys": one_time_keys([9_002]) })).await;
+        let known = |nr: u64| {
+            let name = format!("{SIGNED}:old {}", 9_999 - nr);
+            server.app.store.snapshot().contains(&ONE_TIME_KEY_IDS, (device.0, device.1, &name)).unwrap()
+        };
+        assert_eq!((known(0), known(999), known(1_000), known(5_999)), (false, false, true, true));
+        // What nobody has claimed stays, and what was claimed lately does not come back.
+        assert_eq!(claim(&bob, &alice).await.unwrap(), format!("{SIGNED}:9001"));
+        assert_eq!(upload(&alice, json!({ "one_time_keys": one_time_keys([9_001]) })).await[SIGNED], 1);
+        assert_eq!(claim(&bob, &alice).await.unwrap(), format!("{SIGNED}:9002"));
+    }
+
     fn outcome(answer: &Answer) -> (u16, String) {
         (answer.status.as_u16(), answer.errcode())
     }

@@ -18,7 +18,7 @@ use crate::http::{Body, RawCtx, Response, Routes, json_response};
 use crate::limits::Class;
 use crate::media::headers::{self, Described, MAX_FILENAME_BYTES, Part};
 use crate::media::thumbnail::Method as Shrink;
-use crate::media::{About, Ask, Found, MediaId, Placed};
+use crate::media::{About, Ask, Found, MediaId, Placed, disk_error};
 
 /// How long a download waits for an upload that was announced, if the client does not say.
 const DEFAULT_WAIT_MS: u64 = 20_000;
@@ -135,30 +135,37 @@ fn about(ctx: &RawCtx) -> Result<About> {
     Ok(About { content_type: headers::content_type(&ctx.headers), filename })
 }
 
-/// Receives the body into a file, as far as the size limit allows.
+/// Receives the body into a file, as far as the limits allow.
 async fn receive(ctx: &mut RawCtx) -> Result<Placed> {
-    let limit = ctx.app.media.max_upload();
+    let media = &ctx.app.media;
+    let limit = media.max_upload();
+    let too_large = || Error::too_large(format!("Files may be no larger than {limit} bytes"));
     let idle = ctx.app.config.http.body_timeout.get();
     let mut body = std::mem::take(&mut ctx.body);
-    if announced(&ctx.headers).is_some_and(|length| length > limit) {
-        return Err(refuse(body, idle, limit).await);
+    let announced = announced(&ctx.headers).unwrap_or(0);
+    if announced > limit {
+        return Err(refuse(body, idle, too_large()).await);
     }
-    let mut incoming = ctx.app.media.incoming().await?;
+    if let Err(error) = media.check_room(&ctx.requester()?.user_id, announced).await {
+        return Err(refuse(body, idle, error).await);
+    }
+    let mut incoming = media.incoming().await?;
     while let Some(chunk) = body.chunk(idle).await? {
         if incoming.size() + chunk.len() as u64 > limit {
             drop(incoming);
-            return Err(refuse(body, idle, limit).await);
+            return Err(refuse(body, idle, too_large()).await);
         }
-        incoming.write(&chunk).await.map_err(disk)?;
+        incoming.write(&chunk).await.map_err(disk_error)?;
     }
-    incoming.finish().await.map_err(disk)
+    incoming.finish().await.map_err(disk_error)
 }
 
 fn announced(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-async fn refuse(mut body: Body, idle: Duration, limit: u64) -> Error {
+/// Lets the client send some more before it is told why that is in vain.
+async fn refuse(mut body: Body, idle: Duration, error: Error) -> Error {
     let mut left = DISCARD_BYTES;
     while let Ok(Some(chunk)) = body.chunk(idle).await {
         left = left.saturating_sub(chunk.len() as u64);
@@ -166,17 +173,7 @@ async fn refuse(mut body: Body, idle: Duration, limit: u64) -> Error {
             break;
         }
     }
-    Error::too_large(format!("Files may be no larger than {limit} bytes"))
-}
-
-fn disk(error: std::io::Error) -> Error {
-    match error.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-            tracing::error!(%error, "no room for an upload");
-            Error::unavailable("The server has no room for this file")
-        }
-        _ => Error::internal(error),
-    }
+    error
 }
 
 // ---- downloading -------------------------------------------------------------------------------------------------
@@ -777,6 +774,7 @@ mod tests {
     #[tokio::test]
     async fn pitfall_104_a_download_waits_for_its_upload() {
         let site = Site::new();
+        let before = site.app.store.hub().listeners();
         let id = media_id(&site.ask(create, call("alice", "", &[])).await);
         let waiting = site.ask(download, call("bob", "timeout_ms=5000", &["hs.test", &id]));
         let filling = async {
@@ -795,7 +793,7 @@ mod tests {
         };
         let (waited, ()) = tokio::join!(waiting, clock);
         assert_eq!(outcome(&waited), failed(504, "M_NOT_YET_UPLOADED"));
-        assert_eq!(site.app.store.hub().listeners(), (0, 0), "nobody listens any more");
+        assert_eq!(site.app.store.hub().listeners(), before, "nobody listens any more");
     }
 
     #[tokio::test]
@@ -821,6 +819,80 @@ mod tests {
         assert!(site.get(&ids[0]).await.status.is_success(), "what was uploaded stays");
         let alice = ruma::user_id!("@alice:hs.test");
         assert_eq!(site.app.media.uploads_of(alice).unwrap().len(), 4, "expired places are forgotten");
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_almost_full_takes_no_more_files() {
+        let site = Site::with(|config| config.media.min_free = Size::bytes(u64::MAX / 2));
+        let full = || failed(507, "M_RESOURCE_LIMIT_EXCEEDED");
+        let told = call("alice", "", &[]).header(CONTENT_LENGTH, "3").body("xyz");
+        assert_eq!(outcome(&site.ask(upload, told).await), full());
+        assert_eq!(outcome(&site.ask(upload, call("alice", "", &[]).body(in_pieces(vec![1; 9], 3))).await), full());
+        let id = media_id(&site.ask(create, call("alice", "", &[])).await);
+        let later = call("alice", "", &["hs.test", &id]).body("x");
+        assert_eq!(outcome(&site.ask(upload_later, later).await), full());
+        assert_eq!(site.files_at_last().await, (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_almost_full_takes_no_more_thumbnails() {
+        let site = Site::new();
+        let id = site.put("image/png", picture(400, 300)).await;
+        assert_eq!(site.thumb(&id, "width=90&height=90&method=crop").await.status, StatusCode::OK);
+        // The same files and rows; only the settings are others.
+        let app = &site.app;
+        let mut config = app.config.clone();
+        config.media.min_free = Size::bytes(u64::MAX / 2);
+        let (clock, rng) = (app.clock.clone(), app.rng.clone());
+        let media = crate::media::Media::new(app.store.clone(), &config, clock, rng, app.shutdown.clone());
+        let found = media.find(&MediaId::parse(&id).unwrap(), Duration::ZERO).await.unwrap();
+        let refused = media.thumbnail(&found, Ask::new(320, 240, Shrink::Scale, false)).await.unwrap_err();
+        assert_eq!(refused.status(), 507);
+        // What is made already is there, and so is what is not made smaller.
+        media.thumbnail(&found, Ask::new(90, 90, Shrink::Crop, false)).await.unwrap();
+        assert_eq!(site.get(&id).await.status, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn each_user_has_so_much_and_no_more() {
+        let site = Site::with(|config| config.media.max_user_total = Size::bytes(1_000));
+        let first = site.put("text/plain", in_pieces(vec![1; 600], 100)).await;
+        let over = || failed(403, "M_FORBIDDEN");
+        let told = call("alice", "", &[]).header(CONTENT_LENGTH, "500").body(vec![2; 500]);
+        assert_eq!(outcome(&site.ask(upload, told).await), over());
+        assert_eq!(outcome(&site.ask(upload, call("alice", "", &[]).body(in_pieces(vec![2; 500], 100))).await), over());
+        let id = media_id(&site.ask(create, call("alice", "", &[])).await);
+        let later = |body: Vec<u8>| call("alice", "", &["hs.test", &id]).body(in_pieces(body, 100));
+        assert_eq!(outcome(&site.ask(upload_later, later(vec![2; 500])).await), over());
+        assert_eq!(site.files_at_last().await, (1, 0), "what is refused leaves nothing");
+        // It is each user's own, and what is deleted makes room.
+        assert!(site.ask(upload, call("bob", "", &[]).body(vec![3; 900])).await.status.is_success());
+        assert!(site.app.media.delete(&MediaId::parse(&first).unwrap()).await.unwrap());
+        assert!(site.ask(upload_later, later(vec![2; 500])).await.status.is_success());
+        site.put("text/plain", in_pieces(vec![4; 500], 100)).await;
+        assert_eq!(outcome(&site.ask(upload, call("alice", "", &[]).body("x")).await), over());
+    }
+
+    #[tokio::test]
+    async fn uploads_of_a_time_when_nobody_counted_count() {
+        use store::Read as _;
+        let site = Site::with(|config| config.media.max_user_total = Size::bytes(1_000));
+        for size in [300, 301, 302] {
+            site.put("text/plain", vec![1; size]).await;
+        }
+        let counted = ("@alice:hs.test", "media");
+        let known = site.app.store.snapshot().get(&crate::schema::USAGE, counted).unwrap();
+        assert_eq!(known, Some(crate::schema::Usage { count: 3, bytes: 903 }));
+        let mut batch = store::Batch::new();
+        batch.delete(&crate::schema::USAGE, counted);
+        site.app.store.commit(batch).unwrap().durable().await.unwrap();
+        assert_eq!(
+            outcome(&site.ask(upload, call("alice", "", &[]).body(vec![2; 98])).await),
+            failed(403, "M_FORBIDDEN")
+        );
+        site.put("text/plain", vec![2; 97]).await;
+        let known = site.app.store.snapshot().get(&crate::schema::USAGE, counted).unwrap();
+        assert_eq!(known, Some(crate::schema::Usage { count: 4, bytes: 1_000 }));
     }
 
     #[tokio::test]

@@ -334,7 +334,7 @@ mod tests {
 
     use crate::http::{Answer, Body};
     use crate::jobs;
-    use crate::schema::BACKED_UP_KEYS;
+    use crate::schema::{BACKED_UP_KEYS, BACKUPS, Backup};
     use crate::testing::{Server, User};
     use store::Read as _;
 
@@ -408,6 +408,51 @@ mod tests {
         assert_eq!(alice.client.get(&path).await.status, 404);
         assert_eq!(ok(&alice.client.get(VERSION).await)["version"], one.as_str());
         assert_ne!(create(&alice).await, two, "numbers are not used again");
+    }
+
+    #[tokio::test]
+    async fn there_are_some_versions_and_a_new_one_takes_the_place_of_the_oldest() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        let one = create(&alice).await;
+        ok(&alice.client.put(&at("/!r:hs.test/s", &one), key(0, 0, true, "x")).await);
+        let two = create(&alice).await;
+        for _ in 0..70 {
+            create(&alice).await;
+        }
+        assert_eq!(outcome(&alice.client.get(&format!("{VERSION}/{one}")).await).0, 404);
+        jobs::drain(&server.app).await.unwrap();
+        let read = server.app.store.snapshot();
+        assert_eq!(read.count(&BACKED_UP_KEYS, BACKED_UP_KEYS.all()).unwrap(), 0);
+        assert_eq!(read.count(&BACKUPS, BACKUPS.all()).unwrap(), 64);
+        // What was given out once can be deleted again and again; what never was cannot.
+        assert_eq!(delete(&alice, &format!("{VERSION}/{two}")).await.status, 200);
+        assert_eq!(outcome(&delete(&alice, &format!("{VERSION}/1000")).await).0, 404);
+        // Making and deleting leaves nothing but the last number.
+        for _ in 0..70 {
+            let version = create(&alice).await;
+            assert_eq!(delete(&alice, &format!("{VERSION}/{version}")).await.status, 200);
+            assert_eq!(delete(&alice, &format!("{VERSION}/{version}")).await.status, 200);
+        }
+        assert_eq!(create(&alice).await, "143");
+        assert_eq!(server.app.store.snapshot().count(&BACKUPS, BACKUPS.all()).unwrap(), 64);
+    }
+
+    #[tokio::test]
+    async fn an_account_with_very_many_backups_is_closed_like_any_other() {
+        let server = Server::default();
+        let alice = server.user("alice").await;
+        for chunk in (1..=20_000u64).collect::<Vec<_>>().chunks(5_000) {
+            let mut batch = store::Batch::new();
+            chunk.iter().for_each(|nr| batch.put(&BACKUPS, (&alice.user_id, *nr), &Backup::default()));
+            server.app.store.commit(batch).unwrap().durable().await.unwrap();
+        }
+        let body = json!({ "auth": alice.auth() });
+        assert_eq!(alice.client.post("/_matrix/client/v3/account/deactivate", body).await.status, 200);
+        jobs::drain(&server.app).await.unwrap();
+        let read = server.app.store.snapshot();
+        let left: Vec<_> = read.scan(&BACKUPS, BACKUPS.all()).map(Result::unwrap).collect();
+        assert!(left.iter().all(|(_, backup)| backup.deleted) && left.len() == 1, "{left:?}");
     }
 
     #[tokio::test]

@@ -8,9 +8,11 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::auth::Access;
+use crate::blocking;
 use crate::e2ee::to_device::{self, Sending};
 use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response, Routes, json_response};
+use crate::limits::Class;
 use crate::rooms::send::TxnKey;
 
 /// Event types are no longer in rooms either.
@@ -21,7 +23,7 @@ pub fn routes() -> Routes {
         "/_matrix/client/v3/sendToDevice/{event_type}/{txn_id}",
         "/_matrix/client/r0/sendToDevice/{event_type}/{txn_id}",
     ];
-    Routes::default().raw(Method::PUT, &paths, send_to_device).access(Access::Token).guests()
+    Routes::default().raw(Method::PUT, &paths, send_to_device).access(Access::Token).limit(Class::ToDevice).guests()
 }
 
 #[derive(Deserialize)]
@@ -42,7 +44,14 @@ async fn send_to_device(mut ctx: RawCtx) -> Result<Response> {
     let (sender, device_id) = (&*requester.user_id, requester.device_id.as_deref());
     let txn = TxnKey::new(sender, device_id, &["sendToDevice", kind], <&TransactionId>::from(ctx.arg(1)));
     let sending = Sending { sender, kind, messages: &body.messages, txn: txn.row(), now_ms: ctx.app.clock.now_ms() };
-    ctx.app.store.transact(|tx| to_device::send(tx, &ctx.app.server_name, &sending)).await?;
+    let long = ctx.app.store.transact(|tx| to_device::send(tx, &ctx.app.server_name, &sending)).await?.value;
+    for device in long {
+        let store = ctx.app.store.clone();
+        // What was sent was sent: if this fails, it is for the next message to try again.
+        if let Err(cause) = blocking::run(move || to_device::trim(&store, &device)).await.and_then(|trimmed| trimmed) {
+            tracing::warn!(%cause, "a long queue of messages to a device was not shortened");
+        }
+    }
     Ok(json_response(StatusCode::OK, "{}"))
 }
 
@@ -218,5 +227,99 @@ mod tests {
         assert_eq!(got, [long]);
         sync(&bob, Some(&token)).await;
         assert_eq!(stored(&server), 0);
+    }
+
+    /// Messages of somebody, straight into bob's queue.
+    async fn flood(server: &Server, bob: &User, sender: &str, messages: std::ops::Range<usize>, counted: u64) {
+        use crate::schema::{TO_DEVICE_AT, TO_DEVICE_LOAD, ToDevice, Usage};
+        let device = (bob.user_id.as_str(), bob.device_id.as_str());
+        for chunk in messages.collect::<Vec<_>>().chunks(1_000) {
+            let mut batch = store::Batch::new();
+            for nr in chunk {
+                let event = json!({ "sender": sender, "type": "m.test", "content": { "n": format!("{sender} {nr}") } });
+                let at = batch.next_pos();
+                batch.put(&TO_DEVICE, (device.0, device.1, at), &ToDevice(event.to_string().into()));
+                batch.put(&TO_DEVICE_AT, device, &at);
+            }
+            batch.put(&TO_DEVICE_LOAD, device, &Usage { count: counted, bytes: 0 });
+            server.app.store.commit(batch).unwrap().durable().await.unwrap();
+        }
+    }
+
+    /// What waits for a device: who sent the oldest and the newest of each sender, and how many there are.
+    fn waiting(server: &Server) -> std::collections::BTreeMap<String, (String, String, usize)> {
+        let mut found = std::collections::BTreeMap::new();
+        for row in server.app.store.latest().scan(&TO_DEVICE, TO_DEVICE.all()) {
+            let event: Value = serde_json::from_slice(&row.unwrap().1.0).unwrap();
+            let text = |value: &Value| value.as_str().unwrap().to_owned();
+            let n = text(&event["content"]["n"]);
+            let entry = found.entry(text(&event["sender"])).or_insert_with(|| (n.clone(), n.clone(), 0));
+            (entry.1, entry.2) = (n, entry.2 + 1);
+        }
+        found
+    }
+
+    #[tokio::test]
+    async fn who_floods_a_device_pushes_out_their_own_messages() {
+        let server = Server::default();
+        let (alice, bob, mallory) =
+            (server.user("alice").await, server.user("bob").await, server.user("mallory").await);
+        send_one(&alice, &bob, "first").await;
+        flood(&server, &bob, "@mallory:hs.test", 0..9_999, 10_000).await;
+        // Whoever sends the message that is too much.
+        send_one(&alice, &bob, "second").await;
+        let left = waiting(&server);
+        assert_eq!(left["@alice:hs.test"], ("first".to_owned(), "second".to_owned(), 2));
+        assert_eq!(
+            left["@mallory:hs.test"],
+            ("@mallory:hs.test 1001".to_owned(), "@mallory:hs.test 9998".to_owned(), 8_998)
+        );
+        // Then there is room again for some time.
+        send_one(&mallory, &bob, "third").await;
+        assert_eq!(stored(&server), 9_001);
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_was_miscounted_is_counted_again() {
+        let server = Server::default();
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        flood(&server, &bob, "@mallory:hs.test", 0..11_000, 998).await;
+        send_one(&alice, &bob, "a").await;
+        assert_eq!(stored(&server), 11_001, "it is not looked at each time");
+        send_one(&alice, &bob, "b").await;
+        assert_eq!(stored(&server), 9_000);
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_device_is_bounded_in_bytes() {
+        let server = Server::default();
+        let (alice, bob, mallory) =
+            (server.user("alice").await, server.user("bob").await, server.user("mallory").await);
+        send_one(&alice, &bob, "first").await;
+        let bytes = || {
+            let latest = server.app.store.latest();
+            let rows = latest.scan(&TO_DEVICE, TO_DEVICE.all());
+            rows.map(|row| row.unwrap().1.0.len()).sum::<usize>()
+        };
+        for nr in 0..24 {
+            let messages = json!({ "@bob:hs.test": { "*": { "n": nr.to_string(), "x": "x".repeat(900_000) } } });
+            assert!(send(&mallory, &nr.to_string(), messages).await.status.is_success());
+            assert!(bytes() <= 16 * 1024 * 1024);
+        }
+        let left = waiting(&server);
+        assert_eq!(left["@alice:hs.test"].2, 1);
+        assert_eq!(left["@mallory:hs.test"].1, "23");
+    }
+
+    #[tokio::test]
+    async fn what_was_counted_goes_with_the_device() {
+        use crate::schema::TO_DEVICE_LOAD;
+        let server = Server::default();
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        send_one(&alice, &bob, "1").await;
+        let rows = || server.app.store.latest().count(&TO_DEVICE_LOAD, TO_DEVICE_LOAD.all()).unwrap();
+        assert_eq!(rows(), 1);
+        assert!(bob.client.post("/_matrix/client/v3/logout", json!({})).await.status.is_success());
+        assert_eq!(rows(), 0);
     }
 }

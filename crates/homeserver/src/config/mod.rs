@@ -248,6 +248,9 @@ settings! {
         pub lockout_failures: u32 = 20,
         /// How long that is.
         pub lockout_time: Span = Span::seconds(10 * 60),
+        /// How many devices one user may be logged in on. A login beyond that logs out the device that was not used for the
+        /// longest time. 0: any number.
+        pub max_devices: u32 = 300,
         /// The memory that hashing one password takes (argon2id). An eighth of the memory budget goes to hashing.
         pub password_memory: Size = Size::mib(19),
         /// How often that memory is gone through.
@@ -283,6 +286,11 @@ settings! {
         pub max_thumbnail_pixels: u64 = 50_000_000,
         /// How many uploads one user may have announced without sending the file.
         pub max_pending_uploads: u32 = 10,
+        /// How much the uploads of one user may take together; thumbnails do not count. 0: any amount.
+        pub max_user_total: Size = Size::bytes(0),
+        /// Uploads and new thumbnails are refused while less than this would be left free on the disk, besides the 64 MiB
+        /// without which the store takes no writes: so that files never stop everything else.
+        pub min_free: Size = Size::mib(512),
         /// Files uploaded before this time (milliseconds since 1970) can be fetched without a token, by clients and
         /// bridges that know nothing else. 0: none.
         pub unauthenticated_before_ts: u64 = 0,
@@ -420,11 +428,13 @@ settings! {
         pub join: Limit = Limit::per_second(5.0, 100),
         /// Inviting.
         pub invite: Limit = Limit::per_second(2.0, 100),
-        /// Creating rooms.
+        /// Creating and upgrading rooms.
         pub create_room: Limit = Limit::per_second(1.0, 30),
+        /// Sending messages to devices, such as the keys of conversations.
+        pub to_device: Limit = Limit::per_second(50.0, 2_000),
         /// Uploading and fetching media.
         pub media: Limit = Limit::per_second(50.0, 500),
-        /// Searching messages and people.
+        /// Searching messages, people and the room directory.
         pub search: Limit = Limit::per_second(5.0, 50),
         /// Everything else that the specification calls rate limited.
         pub other: Limit = Limit::per_second(50.0, 500),

@@ -7,6 +7,10 @@ use crate::schema::{BACKED_UP_KEYS, BACKUPS, BackedUpKey, Backup, JOBS, Job};
 
 /// So many keys are deleted in one commit.
 const MAX_DELETED: usize = 500;
+/// So many backups of one user go in one commit.
+const MAX_FORGOTTEN: usize = 200;
+/// A user keeps so many versions, and only the newest is of use: beyond that the oldest goes.
+const MAX_VERSIONS: usize = 64;
 
 /// A key on its way into a backup.
 #[derive(Debug)]
@@ -57,14 +61,37 @@ pub fn get(read: &impl Read, user_id: &str, version: u64) -> Result<Backup> {
     read.get(&BACKUPS, (user_id, version))?.filter(|backup| !backup.deleted).ok_or_else(unknown)
 }
 
+/// A new version, which takes the place of the ones before.
 pub fn create(tx: &mut Tx, user_id: &str, algorithm: &str, auth_data: &str) -> Result<u64> {
     let all = BACKUPS.prefix((user_id,));
     tx.guard(&all);
-    let last = tx.first(&BACKUPS, all.reversed())?.map_or(0, |((_, version), _)| version);
-    let version = last + 1;
+    let last = tx.first(&BACKUPS, all.clone().reversed())?;
+    let version = last.as_ref().map_or(0, |((_, version), _)| *version) + 1;
+    if let Some(((_, last), Backup { deleted: true, .. })) = last {
+        // It was kept for its number.
+        tx.delete(&BACKUPS, (user_id, last));
+    }
+    make_room(tx, user_id)?;
     let (algorithm, auth_data) = (algorithm.to_owned(), auth_data.to_owned());
     tx.put(&BACKUPS, (user_id, version), &Backup { algorithm, auth_data, ..Backup::default() });
     Ok(version)
+}
+
+/// Deletes what is too much for another version to be made. Call it under a guard.
+fn make_room(tx: &mut Tx, user_id: &str) -> Result<()> {
+    let span = BACKUPS.prefix((user_id,)).limit(MAX_VERSIONS + MAX_FORGOTTEN);
+    let rows: Vec<_> = tx.unchecked().scan(&BACKUPS, span).collect::<store::Result<_>>()?;
+    let kept: Vec<u64> = rows.iter().filter(|(_, backup)| !backup.deleted).map(|((_, version), _)| *version).collect();
+    // Those that only keep a number, from a time when all of them did, stand in nobody's way but take room.
+    let spent = rows.iter().filter(|(_, backup)| backup.deleted).map(|((_, version), _)| *version);
+    for version in spent.take(MAX_FORGOTTEN) {
+        tx.delete(&BACKUPS, (user_id, version));
+    }
+    let excess = (kept.len() + 1).saturating_sub(MAX_VERSIONS);
+    for version in kept.into_iter().take(excess) {
+        remove(tx, user_id, version)?;
+    }
+    Ok(())
 }
 
 /// Replaces what is said of a backup. How it is encrypted stays.
@@ -79,22 +106,44 @@ pub fn update(tx: &mut Tx, user_id: &str, version: u64, algorithm: &str, auth_da
 
 /// Deletes a backup; its keys go later, and are seen by nobody meanwhile.
 pub fn delete(tx: &mut Tx, user_id: &str, version: u64) -> Result<()> {
-    let backup = tx.get(&BACKUPS, (user_id, version))?.ok_or_else(unknown)?;
-    if backup.deleted {
-        return Ok(());
+    let all = BACKUPS.prefix((user_id,));
+    tx.guard(&all);
+    let is_newest = tx.first(&BACKUPS, all.after((user_id, version)))?.is_none();
+    match tx.get(&BACKUPS, (user_id, version))? {
+        Some(backup) if !backup.deleted => remove(tx, user_id, version)?,
+        Some(_) => return Ok(()),
+        // What was given out once and is gone was deleted.
+        None if version > 0 && !is_newest => return Ok(()),
+        None => return Err(unknown()),
     }
-    tx.put(&BACKUPS, (user_id, version), &Backup { deleted: true, ..Backup::default() });
-    let job = tx.next_pos();
-    tx.put(&JOBS, job, &Job::ForgetBackup { user_id: user_id.to_owned(), version });
+    if is_newest {
+        // Its number is not given out again.
+        tx.put(&BACKUPS, (user_id, version), &Backup { deleted: true, ..Backup::default() });
+    }
     Ok(())
 }
 
-/// Deletes all the backups of a user.
-pub fn delete_all(tx: &mut Tx, user_id: &str) -> Result<()> {
-    for ((_, version), _) in tx.scan_guarded(&BACKUPS, BACKUPS.prefix((user_id,)))? {
-        delete(tx, user_id, version)?;
+/// Deletes a version. Its keys, if it has any, are left to a job.
+fn remove(tx: &mut Tx, user_id: &str, version: u64) -> Result<()> {
+    tx.delete(&BACKUPS, (user_id, version));
+    // Whoever puts keys into it reads its row.
+    if tx.unchecked().first(&BACKED_UP_KEYS, BACKED_UP_KEYS.prefix((user_id, version)))?.is_some() {
+        let job = tx.next_pos();
+        tx.put(&JOBS, job, &Job::ForgetBackup { user_id: user_id.to_owned(), version });
     }
     Ok(())
+}
+
+/// Deletes the backups of a user from one on, as many as go into one commit. Where to go on, if there are more.
+pub fn delete_from(tx: &mut Tx, user_id: &str, from: u64) -> Result<Option<u64>> {
+    let span = BACKUPS.prefix((user_id,)).from((user_id, from)).limit(MAX_FORGOTTEN + 1);
+    let rows = tx.scan_guarded(&BACKUPS, span)?;
+    for ((_, version), backup) in rows.iter().take(MAX_FORGOTTEN) {
+        if !backup.deleted {
+            delete(tx, user_id, *version)?;
+        }
+    }
+    Ok(rows.get(MAX_FORGOTTEN).map(|((_, version), _)| *version))
 }
 
 /// Deletes some of the keys of a deleted backup. Says whether that was all.

@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use store::limits::BATCH_BYTES;
 use store::{Read, Tx};
 
 use super::cross_signing;
@@ -18,6 +19,10 @@ use crate::schema::{
 
 /// A device that has more unclaimed keys than this is confused.
 const MAX_ONE_TIME_KEYS: u32 = 1_000;
+/// So many claimed keys of a device are remembered, the newest: no device has the secrets of so many.
+const MAX_CLAIMED: usize = 5_000;
+/// Beyond that so many more may gather before some are forgotten.
+const CLAIMED_SLACK: usize = 500;
 const MAX_KEY_ID_BYTES: usize = 255;
 const MAX_ALGORITHMS: usize = 16;
 
@@ -172,8 +177,37 @@ fn add_one_time_keys(
         }
         let row = OneTimeKey { key_id: key_id.clone(), json: json.clone() };
         tx.put(&ONE_TIME_KEYS, (user_id, device_id, algorithm, at, index), &row);
-        let row = OneTimeKeyId { digest: *digest, claimed: false };
+        let row = OneTimeKeyId { digest: *digest, claimed: false, at };
         tx.put(&ONE_TIME_KEY_IDS, (user_id, device_id, key_id), &row);
+    }
+    forget_claimed(tx, user_id, device_id)
+}
+
+/// Forgets keys that were claimed long ago, if there are very many. Whoever uploads or claims keys of the device writes
+/// its counts, so that nobody else changes these rows meanwhile.
+fn forget_claimed(tx: &mut Tx, user_id: &str, device_id: &str) -> Result<()> {
+    let all = || ONE_TIME_KEY_IDS.prefix((user_id, device_id));
+    let many = MAX_CLAIMED + CLAIMED_SLACK;
+    if tx.unchecked().count(&ONE_TIME_KEY_IDS, all().limit(many))? < many {
+        return Ok(());
+    }
+    let mut claimed = Vec::new();
+    for row in tx.unchecked().scan(&ONE_TIME_KEY_IDS, all()) {
+        let ((_, _, key_id), id) = row?;
+        if id.claimed {
+            claimed.push((id.at, key_id));
+        }
+    }
+    claimed.sort_unstable();
+    let excess = claimed.len().saturating_sub(MAX_CLAIMED);
+    for (_, key_id) in claimed.iter().take(excess.min(2 * CLAIMED_SLACK)) {
+        if tx.batch().size_bytes() > BATCH_BYTES / 2 {
+            break;
+        }
+        // Not one whose name this upload has given to another key.
+        if tx.get(&ONE_TIME_KEY_IDS, (user_id, device_id, key_id))?.is_some_and(|id| id.claimed) {
+            tx.delete(&ONE_TIME_KEY_IDS, (user_id, device_id, key_id));
+        }
     }
     Ok(())
 }
@@ -198,7 +232,8 @@ pub fn claim(tx: &mut Tx, user_id: &str, device_id: &str, algorithm: &str) -> Re
     let oldest = ONE_TIME_KEYS.prefix((user_id, device_id, algorithm));
     let claimed = if let Some(((.., at, index), key)) = tx.first(&ONE_TIME_KEYS, oldest)? {
         tx.delete(&ONE_TIME_KEYS, (user_id, device_id, algorithm, at, index));
-        let id = OneTimeKeyId { digest: digest(std::str::from_utf8(&key.json).unwrap_or_default()), claimed: true };
+        let digest = digest(std::str::from_utf8(&key.json).unwrap_or_default());
+        let id = OneTimeKeyId { digest, claimed: true, at };
         tx.put(&ONE_TIME_KEY_IDS, (user_id, device_id, &key.key_id), &id);
         if let Some(count) = counts.one_time.get_mut(algorithm) {
             *count = count.saturating_sub(1);

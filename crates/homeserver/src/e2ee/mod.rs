@@ -18,11 +18,14 @@ pub mod to_device;
 use store::Tx;
 
 use crate::error::Result;
-use crate::schema;
+use crate::schema::{self, JOBS, Job};
 
-/// Deletes the keys of a user who is gone, besides those of devices.
+/// Deletes the keys of a user who is gone, besides those of devices. Backups that do not fit are left to a job.
 pub fn forget(tx: &mut Tx, user_id: &str) -> Result<()> {
     cross_signing::forget(tx, user_id);
-    backup::delete_all(tx, user_id)?;
+    if let Some(from) = backup::delete_from(tx, user_id, 0)? {
+        let job = tx.next_pos();
+        tx.put(&JOBS, job, &Job::ForgetBackups { user_id: user_id.to_owned(), from });
+    }
     Ok(schema::device_list_changed(tx, user_id)?)
 }

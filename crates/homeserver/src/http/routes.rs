@@ -203,6 +203,17 @@ impl Routes {
         self
     }
 
+    /// The rate limit classes that are in use.
+    pub fn classes(&self) -> impl Iterator<Item = Class> {
+        self.endpoints.iter().filter_map(|endpoint| endpoint.class)
+    }
+
+    /// The rate limit class of an endpoint; `None` also for one that is not there.
+    pub fn class_of(&self, method: &str, path: &str) -> Option<Class> {
+        let is = |endpoint: &&Endpoint| endpoint.method == method && endpoint.paths.iter().any(|known| known == path);
+        self.endpoints.iter().find(is)?.class
+    }
+
     /// Everything that is registered, sorted by path.
     pub fn inventory(&self) -> Vec<Operation> {
         let mut operations: Vec<Operation> = self.endpoints.iter().flat_map(Endpoint::operations).collect();

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
+use nix::sys::statvfs::statvfs;
 use parking_lot::Mutex;
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -34,6 +35,8 @@ struct Inner {
     /// Where files are written before they have a name.
     incoming: PathBuf,
     rng: Rng,
+    /// What is left free on the disk, in bytes.
+    keep_free: u64,
     /// Directories that are known to outlive a power cut.
     lasting: Mutex<HashSet<[u8; 2]>>,
     /// Files in place whose rows are not committed yet, and how many hold on to them.
@@ -46,6 +49,7 @@ impl Files {
     pub fn open<E: From<io::Error>>(
         root: &Path,
         rng: Rng,
+        keep_free: u64,
         mut wanted: impl FnMut(&Sha256) -> Result<bool, E>,
     ) -> Result<Self, E> {
         let incoming = root.join("incoming");
@@ -54,6 +58,7 @@ impl Files {
             root: root.to_owned(),
             incoming,
             rng,
+            keep_free,
             lasting: Mutex::default(),
             held: Mutex::default(),
         }));
@@ -81,6 +86,13 @@ impl Files {
             writing.place()
         })
         .await
+    }
+
+    /// Whether so many bytes more leave enough free on the disk. Blocks, as a rule not for long.
+    pub fn check_space(&self, bytes: u64) -> io::Result<()> {
+        let disk = statvfs(&self.0.root)?;
+        let free = disk.blocks_available().saturating_mul(disk.fragment_size());
+        if free.saturating_sub(bytes) < self.0.keep_free { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     /// Opens a file for reading. Blocks.
@@ -268,6 +280,8 @@ impl Writing {
     }
 
     fn write(&mut self, data: &[u8]) -> io::Result<()> {
+        // Others write at the same time; so each piece asks.
+        self.files.check_space(data.len() as u64)?;
         self.file.write_all(data)?;
         self.hash.update(data);
         self.size += data.len() as u64;

@@ -5,6 +5,7 @@
 //! row without a file.
 //!
 //! - `mxc.rs`: media IDs. `headers.rs`: what is said about a file when it is sent.
+//! - `usage.rs`: how much each user has.
 //! - `files.rs`: the disk. `thumbnail.rs`: pictures, without the store or the disk.
 //! - here: the rows, and how both stay together.
 
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use ::store::{Read, Store, Tx};
+use ::store::{Read, Store, Tx, limits};
 use http::StatusCode;
 use parking_lot::Mutex;
 use ruma::UserId;
@@ -33,6 +34,7 @@ pub mod ledger;
 pub mod marks;
 pub mod mxc;
 pub mod thumbnail;
+pub mod usage;
 
 pub use files::{Files, Incoming, Placed, Reading, SecondName, Sha256};
 pub use mxc::MediaId;
@@ -134,7 +136,8 @@ impl Media {
         let open = async || {
             let (dir, rng, store) = (self.dir.clone(), self.rng.clone(), self.store.clone());
             let wanted = move |sha256: &Sha256| is_wanted(&store, sha256);
-            files::blocking(move || Files::open(&dir, rng, wanted)).await
+            let keep_free = limits::DISK_RESERVE_BYTES.saturating_add(self.settings.min_free.get());
+            files::blocking(move || Files::open(&dir, rng, keep_free, wanted)).await
         };
         self.files.get_or_try_init(open).await
     }
@@ -142,6 +145,17 @@ impl Media {
     /// The largest upload, in bytes.
     pub fn max_upload(&self) -> u64 {
         self.settings.max_upload.get()
+    }
+
+    /// Whether there is room for so many bytes of a user: on the disk, and in what the user may take up. Asked before a
+    /// file is received; while it is, and when it is kept, that is asked again.
+    pub async fn check_room(&self, user_id: &UserId, bytes: u64) -> Result<()> {
+        let most = self.most();
+        if most > 0 {
+            usage::check(usage::of(&self.store.snapshot(), user_id.as_str())?.with(bytes), most)?;
+        }
+        let files = self.files().await?.clone();
+        files::blocking(move || files.check_space(bytes)).await.map_err(disk_error)
     }
 
     /// A file to receive an upload into. There is none while the store could not keep its row.
@@ -156,7 +170,7 @@ impl Media {
     pub async fn add(&self, user_id: &UserId, placed: Placed, about: &About) -> Result<MediaId> {
         let media_id = MediaId::random(&self.rng);
         let row = self.row(user_id, &placed, about);
-        let committed = self.store.transact(|tx| put_new(tx, &media_id, &row)).await;
+        let committed = self.store.transact(|tx| put_new(tx, &media_id, &row, self.most())).await;
         self.settle(placed, committed).await?;
         Ok(media_id)
     }
@@ -181,7 +195,7 @@ impl Media {
                     return Err(Error::limit_exceeded(wait));
                 }
                 tx.put(&schema::PENDING_MEDIA, (user_id.as_str(), media_id.as_str()), &unused_expires_ts);
-                put_new(tx, &media_id, &row)
+                put_new(tx, &media_id, &row, self.most())
             })
             .await?;
         Ok(Reserved { media_id, unused_expires_ts })
@@ -200,11 +214,15 @@ impl Media {
             .transact(|tx| {
                 reserved(tx, user_id, media_id, self.clock.now_ms())?;
                 tx.delete(&schema::PENDING_MEDIA, (user_id.as_str(), media_id.as_str()));
-                put(tx, media_id, &row);
-                Ok::<_, Error>(())
+                put(tx, media_id, &row, self.most())
             })
             .await;
         self.settle(placed, committed).await.map(drop)
+    }
+
+    /// What one user may take up.
+    fn most(&self) -> u64 {
+        self.settings.max_user_total.get()
     }
 
     fn row(&self, user_id: &UserId, placed: &Placed, about: &About) -> schema::Media {
@@ -318,7 +336,7 @@ impl Media {
                 Ok(made)
             }
             thumbnail::Made::Smaller { bytes, content_type } => {
-                let placed = self.files().await?.put(bytes).await.map_err(Error::internal)?;
+                let placed = self.files().await?.put(bytes).await.map_err(disk_error)?;
                 let made = Thumbnail {
                     sha256: placed.sha256,
                     size_bytes: placed.size_bytes,
@@ -479,21 +497,24 @@ fn is_wanted(store: &Store, sha256: &Sha256) -> io::Result<bool> {
     first.map(|first| first.is_some()).map_err(io::Error::other)
 }
 
-fn put_new(tx: &mut Tx, media_id: &MediaId, row: &schema::Media) -> Result<()> {
+fn put_new(tx: &mut Tx, media_id: &MediaId, row: &schema::Media, most: u64) -> Result<()> {
     if tx.contains(&schema::MEDIA, media_id.as_str())? {
         return Err(Error::internal("a random media ID was given out before"));
     }
-    put(tx, media_id, row);
-    Ok(())
+    put(tx, media_id, row, most)
 }
 
-/// Writes the row of an upload and what is found by it.
-fn put(tx: &mut Tx, media_id: &MediaId, row: &schema::Media) {
+/// Writes the row of an upload and what is found by it, if its user has not more than `most` bytes with it.
+fn put(tx: &mut Tx, media_id: &MediaId, row: &schema::Media, most: u64) -> Result<()> {
+    if row.sha256.is_some() {
+        usage::add(tx, &row.user_id, row.size_bytes, most)?;
+    }
     tx.put(&schema::MEDIA, media_id.as_str(), row);
     tx.put(&schema::USER_MEDIA, (&row.user_id, media_id.as_str()), &());
     if let Some(sha256) = &row.sha256 {
         tx.put(&schema::MEDIA_FILES, (sha256, media_id.as_str()), &());
     }
+    Ok(())
 }
 
 fn reserved(read: &impl Read, user_id: &UserId, media_id: &MediaId, now: u64) -> Result<()> {
@@ -541,6 +562,7 @@ fn delete_rows(tx: &mut Tx, media_id: &MediaId) -> Result<Option<Vec<Sha256>>> {
     tx.delete(&schema::USER_MEDIA, (&row.user_id, media_id.as_str()));
     tx.delete(&schema::PENDING_MEDIA, (&row.user_id, media_id.as_str()));
     let Some(sha256) = row.sha256 else { return Ok(Some(Vec::new())) };
+    usage::take_off(tx, &row.user_id, row.size_bytes)?;
     tx.delete(&schema::MEDIA_FILES, (&sha256, media_id.as_str()));
     let mut unused = vec![sha256];
     if tx.scan_guarded(&schema::MEDIA_FILES, schema::MEDIA_FILES.prefix((&sha256,)).limit(1))?.is_empty() {
@@ -561,6 +583,17 @@ fn thumbnail_key(ask: Ask) -> schema::ThumbnailKey {
 /// Stands for a thumbnail where a media ID stands for an upload; no media ID looks like this.
 fn thumbnail_name(source: &Sha256, (width, height, bits): schema::ThumbnailKey) -> String {
     format!("{}/{width}x{height}/{bits}", headers::hex(source))
+}
+
+/// What the disk says. A full one is not a mistake of the server.
+pub fn disk_error(error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            tracing::error!(%error, "no room for a file");
+            Error::disk_full()
+        }
+        _ => Error::internal(error),
+    }
 }
 
 fn unknown_media() -> Error {

@@ -2,6 +2,7 @@
 
 pub mod aliases;
 pub mod create;
+pub mod directory;
 pub mod hierarchy;
 pub mod invites;
 pub mod membership;

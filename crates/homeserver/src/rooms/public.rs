@@ -1,7 +1,8 @@
-//! The room directory: which rooms are in it, and what it tells of them.
+//! The room directory: putting rooms into it, and what it tells of them.
 //!
 //! Rooms with the most members come first, and among equals the order is that of their numbers. A token names the room
-//! that a page ends or begins with, so that pages stay in step while rooms come and go. Not here: aliases.
+//! that a page ends or begins with, so that pages stay in step while rooms come and go. Not here: aliases, and how the
+//! order is kept (`directory`).
 
 use std::cmp::Reverse;
 
@@ -14,12 +15,14 @@ use store::Read;
 use crate::App;
 use crate::error::{Error, Result};
 use crate::rooms::aliases::has_power;
+use crate::rooms::directory::Place;
 use crate::rooms::read::RoomReader;
 use crate::schema::{self, RoomNr, room_nr};
 use crate::stored::Head;
 
-/// The most rooms in one answer.
+/// The most rooms in one answer, and how many there are if nobody says.
 const MAX_LIMIT: usize = 500;
+const DEFAULT_LIMIT: usize = 100;
 const MAX_NETWORK_ID_BYTES: usize = 255;
 
 /// Whether a room is in the directory; `None` if it is not known.
@@ -75,16 +78,6 @@ pub async fn set_listed_in(app: &App, network: (&str, &str), room_id: &RoomId, l
     Ok(())
 }
 
-/// Whose rooms are asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Network<'a> {
-    /// This one.
-    Matrix,
-    All,
-    /// That of an application service: its ID, and the network's.
-    Other(&'a str, &'a str),
-}
-
 /// A page of the directory.
 #[derive(Debug, Default)]
 pub struct Listing {
@@ -95,85 +88,76 @@ pub struct Listing {
     pub total: usize,
 }
 
-/// Where a room stands in the directory.
-type Place = (Reverse<u32>, RoomNr);
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Page<'a> {
+    pub limit: Option<UInt>,
+    pub since: Option<&'a str>,
+    pub filter: &'a Filter,
+}
 
-/// Reads a page of the directory.
-pub fn list<R: Read>(
-    reader: RoomReader<'_, R>,
-    limit: Option<UInt>,
-    since: Option<&str>,
-    filter: &Filter,
-    network: Network<'_>,
-) -> Result<Listing> {
-    let limit = limit.map_or(MAX_LIMIT, |limit| u64::from(limit) as usize).clamp(1, MAX_LIMIT);
-    let mut rooms = Vec::new();
-    for room in listed(reader, network)? {
-        if filter.is_empty() || room.matches(reader, filter)? {
-            rooms.push(room);
+/// Reads a page of the directory, whose rooms have these places.
+pub fn list<R: Read>(reader: RoomReader<'_, R>, places: &[Place], page: Page<'_>) -> Result<Listing> {
+    let limit = page.limit.map_or(DEFAULT_LIMIT, |limit| u64::from(limit) as usize).clamp(1, MAX_LIMIT);
+    let mut matching = Vec::new();
+    if !page.filter.is_empty() {
+        for place in places {
+            if matches(reader, place.1, page.filter)? {
+                matching.push(*place);
+            }
         }
     }
-    let total = rooms.len();
-    let (from, to) = bounds(&rooms, since.map(parse_since).transpose()?, limit);
+    let places = if page.filter.is_empty() { places } else { &matching };
+    let total = places.len();
+    let (from, to) = bounds(places, page.since.map(parse_since).transpose()?, limit);
     let mut listing = Listing { total, ..Listing::default() };
-    let page = rooms.get(from..to).unwrap_or_default();
-    listing.next_batch = page.last().filter(|_| to < total).map(|room| write_since(Way::Next, room.place));
-    listing.prev_batch = page.first().filter(|_| from > 0).map(|room| write_since(Way::Previous, room.place));
-    listing.chunk = page.iter().map(|room| summary(reader, room.place.1, &room.head)).collect::<Result<_>>()?;
+    let page = places.get(from..to).unwrap_or_default();
+    listing.next_batch = page.last().filter(|_| to < total).map(|place| write_since(Way::Next, *place));
+    listing.prev_batch = page.first().filter(|_| from > 0).map(|place| write_since(Way::Previous, *place));
+    for (_, room) in page {
+        if let Some(head) = reader.head_of(*room)? {
+            listing.chunk.push(summary(reader, *room, &head)?);
+        }
+    }
     Ok(listing)
 }
 
-struct Listed {
-    place: Place,
-    head: Head,
-}
-
-/// All rooms of the directory that anybody is in, in its order.
-fn listed<R: Read>(reader: RoomReader<'_, R>, network: Network<'_>) -> Result<Vec<Listed>> {
-    let mut rooms: Vec<RoomNr> = Vec::new();
-    if matches!(network, Network::Matrix | Network::All) {
-        let span = schema::PUBLIC_ROOMS.all();
-        rooms = reader.read.scan(&schema::PUBLIC_ROOMS, span).keys().collect::<Result<_, _>>()?;
-    }
-    let others = match network {
-        Network::Matrix => None,
-        Network::All => Some(schema::NETWORK_ROOMS.all()),
-        Network::Other(service_id, network_id) => Some(schema::NETWORK_ROOMS.prefix((service_id, network_id))),
+/// The places of the rooms in the directory of another network, with those of this one if all are asked for.
+pub fn places_with<R: Read>(
+    reader: RoomReader<'_, R>,
+    here: &[Place],
+    network: Option<(&str, &str)>,
+) -> Result<Vec<Place>> {
+    let span = match network {
+        None => schema::NETWORK_ROOMS.all(),
+        Some((service_id, network_id)) => schema::NETWORK_ROOMS.prefix((service_id, network_id)),
     };
-    if let Some(span) = others {
-        for key in reader.read.scan(&schema::NETWORK_ROOMS, span).keys() {
-            rooms.push(key?.2);
-        }
-        rooms.sort_unstable();
-        rooms.dedup();
-    }
+    let keys = reader.read.scan(&schema::NETWORK_ROOMS, span).keys();
+    let rooms: Vec<RoomNr> = keys.map(|key| key.map(|(_, _, room)| room)).collect::<store::Result<_>>()?;
     let heads = reader.read.multi_get(&schema::HEADS, rooms.iter().copied())?;
-    let place = |room, head: &Head| (Reverse(head.joined_members), room);
-    let mut listed: Vec<Listed> = rooms
-        .into_iter()
-        .zip(heads)
-        .filter_map(|(room, head)| head.map(|head| Listed { place: place(room, &head), head }))
-        .filter(|room| room.head.joined_members > 0)
-        .collect();
-    listed.sort_unstable_by_key(|room| room.place);
-    Ok(listed)
+    let known = rooms.into_iter().zip(heads).filter_map(|(room, head)| Some((Reverse(head?.joined_members), room)));
+    let mut places: Vec<Place> =
+        known.filter(|(Reverse(members), _)| *members > 0).chain(here.iter().copied()).collect();
+    places.sort_unstable();
+    // A room in both has the same place twice.
+    places.dedup();
+    Ok(places)
 }
 
-impl Listed {
-    fn matches<R: Read>(&self, reader: RoomReader<'_, R>, filter: &Filter) -> Result<bool> {
-        let summary = summary(reader, self.place.1, &self.head)?;
-        let kind = summary.room_type.as_ref().map(RoomType::as_str);
-        if !filter.room_types.is_empty() && !filter.room_types.iter().any(|wanted| wanted.as_str() == kind) {
-            return Ok(false);
-        }
-        let Some(term) = filter.generic_search_term.as_deref().map(str::trim).filter(|term| !term.is_empty()) else {
-            return Ok(true);
-        };
-        let term = term.to_lowercase();
-        let alias = summary.canonical_alias.as_ref().map(|alias| alias.as_str());
-        let texts = [summary.name.as_deref(), summary.topic.as_deref(), alias];
-        Ok(texts.into_iter().flatten().any(|text| text.to_lowercase().contains(&term)))
+fn matches<R: Read>(reader: RoomReader<'_, R>, room: RoomNr, filter: &Filter) -> Result<bool> {
+    let Some(head) = reader.head_of(room)? else { return Ok(false) };
+    let summary = summary(reader, room, &head)?;
+    let kind = summary.room_type.as_ref().map(RoomType::as_str);
+    if !filter.room_types.is_empty() && !filter.room_types.iter().any(|wanted| wanted.as_str() == kind) {
+        return Ok(false);
     }
+    let Some(term) = filter.generic_search_term.as_deref().map(str::trim).filter(|term| !term.is_empty()) else {
+        return Ok(true);
+    };
+    let term = term.to_lowercase();
+    let alias = summary.canonical_alias.as_ref().map(|alias| alias.as_str());
+    let texts = [summary.name.as_deref(), summary.topic.as_deref(), alias];
+    Ok(texts.into_iter().flatten().any(|text| text.to_lowercase().contains(&term)))
 }
 
 /// What anybody is told of a room in the directory.
@@ -210,20 +194,20 @@ enum Way {
     Previous,
 }
 
-/// The rooms of a page, as places in the list.
-fn bounds(rooms: &[Listed], since: Option<(Way, Place)>, limit: usize) -> (usize, usize) {
+/// The rooms of a page, as indices in the list.
+fn bounds(places: &[Place], since: Option<(Way, Place)>, limit: usize) -> (usize, usize) {
     let (from, to) = match since {
         None => (0, limit),
         Some((Way::Next, place)) => {
-            let from = rooms.partition_point(|room| room.place <= place);
+            let from = places.partition_point(|known| *known <= place);
             (from, from + limit)
         }
         Some((Way::Previous, place)) => {
-            let to = rooms.partition_point(|room| room.place < place);
+            let to = places.partition_point(|known| *known < place);
             (to.saturating_sub(limit), to)
         }
     };
-    (from.min(rooms.len()), to.min(rooms.len()))
+    (from.min(places.len()), to.min(places.len()))
 }
 
 fn write_since(way: Way, (Reverse(members), room): Place) -> String {

@@ -375,6 +375,7 @@ mod tests {
             state: MembershipState::Join,
             event: Pos(1),
             joined: Some(Pos(1)),
+            left: None,
             was_joined: false,
             forgotten: false,
         };

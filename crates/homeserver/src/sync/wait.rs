@@ -19,6 +19,7 @@ use super::material::Material;
 use super::presence;
 use super::token::{Ephemeral, SyncToken};
 use crate::App;
+use crate::auth;
 use crate::blocking;
 use crate::error::{Error, Result};
 
@@ -50,6 +51,13 @@ impl Waiting {
             presence::poll_begins(&app, &user_id, presence);
         }
         Waiting { app, user_id, device_id, live, timeout: timeout.min(MAX_TIMEOUT), present }
+    }
+
+    /// Who was logged out while they waited is told nothing more.
+    fn check_open(&self) -> Result<()> {
+        let Some(device_id) = &self.device_id else { return Ok(()) };
+        let open = auth::devices::is_open(&self.app.store.snapshot(), self.user_id.as_str(), device_id.as_str())?;
+        if open { Ok(()) } else { Err(Error::unknown_token()) }
     }
 }
 
@@ -91,6 +99,7 @@ pub(super) async fn wait(mut poll: impl Waits) -> Result<Vec<u8>> {
             () = app.clock.sleep(left) => {}
             () = app.shutdown.cancelled() => {}
         }
+        poll.waiting().check_open()?;
     }
 }
 

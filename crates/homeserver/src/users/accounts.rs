@@ -89,9 +89,9 @@ pub fn may_log_in(tx: &Tx, user_id: &UserId) -> Result<()> {
 /// Closes an account for ever: nobody logs in any more, the devices are gone, a job leaves the rooms. `erase` also
 /// deletes the profile.
 pub fn close(tx: &mut Tx, user_id: &UserId, erase: bool) -> Result<()> {
-    let user = tx.get(&USERS, user_id.as_str())?.ok_or_else(|| Error::not_found("There is no such account"))?;
+    let unknown = || Error::not_found("There is no such account");
     devices::delete_others(tx, user_id.as_str(), None)?;
-    devices::delete_other_pushers(tx, user_id.as_str(), None)?;
+    let user = tx.get(&USERS, user_id.as_str())?.ok_or_else(unknown)?;
     if erase {
         profiles::delete_all(tx, user_id)?;
     }

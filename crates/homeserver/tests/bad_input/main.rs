@@ -146,6 +146,7 @@ impl World {
             join: Limit::Off,
             invite: Limit::Off,
             create_room: Limit::Off,
+            to_device: Limit::Off,
             media: Limit::Off,
             search: Limit::Off,
             other: Limit::Off,

@@ -27,8 +27,7 @@ async fn list(ctx: RawCtx) -> Result<Response> {
     let (user_id, _) = account(&ctx, 0)?;
     let read = ctx.app.store.snapshot();
     let mut found = Vec::new();
-    for row in read.scan(&DEVICES, DEVICES.prefix((user_id.as_str(),))) {
-        let ((_, device_id), device) = row?;
+    for (device_id, device) in devices::of(&read, user_id.as_str())? {
         found.push(describe(&read, user_id.as_str(), &device_id, &device)?);
     }
     ok(&json!({ "total": found.len(), "devices": found }))
@@ -113,10 +112,7 @@ struct DeleteSome {
 async fn delete_some(mut ctx: RawCtx) -> Result<Response> {
     let asked: DeleteSome = ctx.read_json().await?;
     let (user_id, _) = account(&ctx, 0)?;
-    let delete = |tx: &mut Tx| -> Result<()> {
-        asked.devices.iter().try_for_each(|device_id| devices::delete(tx, user_id.as_str(), device_id))
-    };
-    ctx.app.store.transact(delete).await?;
+    devices::delete_some(&ctx.app, user_id.as_str(), &asked.devices, |_| Ok(())).await?;
     done()
 }
 

@@ -59,8 +59,7 @@ fn overview(app: &App, browser: &Browser, user_id: &OwnedUserId) -> Result<Respo
         format!(r#"<p><a href="{}">{}</a></p>"#, Text(&url), Text(text))
     };
     let mut list = String::new();
-    for row in read.scan(&DEVICES, DEVICES.prefix((user_id.as_str(),))) {
-        let ((_, device_id), device) = row?;
+    for (device_id, device) in devices::of(&read, user_id.as_str())? {
         let query = Fields::of(&[("action", "org.matrix.device_view"), ("device_id", &device_id)]).encode();
         let about = describe(app, &read, user_id, &device_id, &device)?;
         let url = site.url(&format!("{PATH}?{query}"));
