@@ -4,14 +4,14 @@
 
 use anyhow::{Result, bail};
 
-use crate::{arrows, docs, needs, policy, run};
+use crate::{arrows, clients, docs, needs, policy, run};
 
 type Step = fn() -> Result<()>;
 
 pub(crate) fn ci() -> Result<()> {
     let steps: [(&str, Step); 7] = [
         ("system packages", needs::build),
-        ("format", || run::step("cargo fmt --check", run::cargo(["fmt", "--all", "--check"]))),
+        ("format", format),
         ("crate arrows", arrows::check),
         ("third-party rules", policy::check),
         ("advisories", policy::advisories),
@@ -30,6 +30,12 @@ pub(crate) fn ci() -> Result<()> {
     }
     println!("\nxtask ci: {} steps ok", steps.len());
     Ok(())
+}
+
+fn format() -> Result<()> {
+    run::step("cargo fmt --check", run::cargo(["fmt", "--all", "--check"]))?;
+    let args = ["fmt", "--check", "--manifest-path", clients::RUST_SDK];
+    run::step("cargo fmt --check (matrix-rust-sdk's scenarios)", run::cargo(args))
 }
 
 fn clippy() -> Result<()> {

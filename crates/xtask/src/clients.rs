@@ -1,7 +1,7 @@
 //! The suites in `tests/clients`: real Matrix clients over real sockets against the real binary.
 //!
-//! Lives here: building the server for them, and bringing their packages (from PyPI and npm, exact versions, kept
-//! between runs). Not here: the scenarios, which are written in the clients' own languages.
+//! Lives here: building the server for them, and bringing their packages (from PyPI, npm and crates.io, exact versions,
+//! kept between runs). Not here: the scenarios, which are written in the clients' own languages.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -14,6 +14,9 @@ use crate::{needs, run};
 
 /// The scenarios with matrix-js-sdk, a file each.
 const JS_FILES: &[&str] = &["scenarios.test.mjs", "restarts.test.mjs", "encryption.test.mjs"];
+
+/// The package of the scenarios with matrix-rust-sdk: a workspace of its own.
+pub(crate) const RUST_SDK: &str = "tests/clients/rust/Cargo.toml";
 
 pub(crate) fn suite() -> Result<(bool, Counts)> {
     needs::clients()?;
@@ -32,7 +35,26 @@ pub(crate) fn suite() -> Result<(bool, Counts)> {
     let (ok, counted) = run::counted_step("matrix-js-sdk", command)?;
     all_ok &= ok && counted.passed > 0;
     counts.add(counted);
+    let (ok, counted) = rust_sdk(&server)?;
+    all_ok &= ok && counted.passed > 0;
+    counts.add(counted);
     Ok((all_ok, counts))
+}
+
+/// The SDK is built in a folder of its own below ours, which is kept between runs: it shares nothing with the server. Not
+/// the settings of ours in `.cargo/config.toml` either, with which its own ruma does not compile: cargo finds those from
+/// the folder that it is started in, and gives them to us in the environment.
+fn rust_sdk(server: &Path) -> Result<(bool, Counts)> {
+    let manifest = text(&run::root().join(RUST_SDK))?;
+    let cargo = |args: &[&str]| {
+        let mut command = run::cargo(["test", "--locked", "--manifest-path", &manifest]);
+        command.args(args).current_dir("/").env("TEST_SERVER", server);
+        command.env("CARGO_TARGET_DIR", run::target_dir().join("rust-sdk"));
+        command.env_remove("RUMA_UNSTABLE_EXHAUSTIVE_TYPES").env_remove("RUMA_IDENTIFIERS_STORAGE");
+        command
+    };
+    run::step("cargo build of matrix-rust-sdk (minutes, once)", cargo(&["--no-run"]))?;
+    run::counted_step("matrix-rust-sdk", cargo(&[]))
 }
 
 /// Builds the server (its dependencies are there already when the unit tests ran) and tells where it is.

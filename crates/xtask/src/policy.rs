@@ -9,25 +9,31 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::{needs, run};
+use crate::{clients, needs, run};
 
 const RULES: &str = ".deny.toml";
 
-/// Judges every package that a Linux build of the workspace resolves to.
+/// Judges every package that a Linux build of the workspace resolves to, and what only tests are built with (for which
+/// nothing is banned).
 pub(crate) fn check() -> Result<()> {
+    judge("Cargo.toml", true)?;
+    judge(clients::RUST_SDK, false)
+}
+
+fn judge(manifest: &str, shipped: bool) -> Result<()> {
     let rules = std::fs::read_to_string(run::root().join(RULES)).context(RULES)?;
     let allowed = list(&rules, "licenses", "allow")?;
     let banned = list(&rules, "bans", "deny")?;
     let registries = list(&rules, "sources", "allow-registry")?;
     let mut wrong = Vec::new();
     let mut versions: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for package in resolved()? {
+    for package in resolved(manifest)? {
         let Package { name, version, license, source } = package;
         match &source {
             Some(source) if !registries.iter().any(|r| source == &format!("registry+{r}")) => {
                 wrong.push(format!("{name} {version} comes from {source}"));
             }
-            Some(_) if banned.contains(&name) => wrong.push(format!("{name} {version} is banned")),
+            Some(_) if shipped && banned.contains(&name) => wrong.push(format!("{name} {version} is banned")),
             _ => {}
         }
         match license.as_deref().map(|expression| license_ok(expression, &allowed)) {
@@ -43,12 +49,12 @@ pub(crate) fn check() -> Result<()> {
         .map(|(name, versions)| format!("{name} ({})", versions.iter().cloned().collect::<Vec<_>>().join(", ")))
         .collect();
     if !twice.is_empty() {
-        println!("in more than one version (allowed): {}", twice.join(", "));
+        println!("{manifest}: in more than one version (allowed): {}", twice.join(", "));
     }
     if !wrong.is_empty() {
-        bail!("third-party rules ({RULES}):\n  {}", wrong.join("\n  "));
+        bail!("third-party rules ({RULES}) in {manifest}:\n  {}", wrong.join("\n  "));
     }
-    println!("third-party rules: {} packages, licences, sources and bans ok", versions.len());
+    println!("{manifest}: {} packages, licences, sources and bans ok", versions.len());
     Ok(())
 }
 
@@ -72,9 +78,10 @@ struct Package {
     source: Option<String>,
 }
 
-fn resolved() -> Result<Vec<Package>> {
+fn resolved(manifest: &str) -> Result<Vec<Package>> {
     let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let args = ["metadata", "--locked", "--format-version", "1", "--filter-platform", &platform];
+    let args =
+        ["metadata", "--locked", "--format-version", "1", "--filter-platform", &platform, "--manifest-path", manifest];
     let metadata: Value = serde_json::from_str(&run::output(run::cargo(args))?)?;
     let nodes = metadata["resolve"]["nodes"].as_array().context("cargo metadata without resolve")?;
     let used: BTreeSet<&str> = nodes.iter().filter_map(|node| node["id"].as_str()).collect();

@@ -9,8 +9,6 @@ import { CryptoEvent, VerificationPhase } from "matrix-js-sdk/lib/crypto-api/ind
 
 import { PASSWORD, Person, peopleOf, roomWith, until } from "./person.mjs";
 
-// Much is computed, and the machine may be busy.
-const WAIT_MS = 60_000;
 const SAS = "m.sas.v1";
 
 export class Confidant extends Person {
@@ -45,7 +43,7 @@ export class Confidant extends Person {
             return event?.isEncrypted() && event.getClearContent() && !event.isDecryptionFailure();
         };
         const why = () => event?.decryptionFailureReason ?? "it has not come";
-        await until(readable, { toString: () => `${this.name} to read "${body}" (${why()})` }, WAIT_MS);
+        await until(readable, { toString: () => `${this.name} to read "${body}" (${why()})` });
         assert.equal(event.getContent().body, body);
     }
 
@@ -55,7 +53,7 @@ export class Confidant extends Person {
             const devices = await this.crypto.getUserDeviceInfo([other.id]);
             return devices.get(other.id)?.has(other.deviceId);
         };
-        return until(known, `${this.name} to know of ${other.name}'s device`, WAIT_MS);
+        return until(known, `${this.name} to know of ${other.name}'s device`);
     }
 
     // What the SDK calls to upload cross-signing keys: adds the password when, and only when, the server asks for it.
@@ -88,7 +86,7 @@ export class Confidant extends Person {
     // Waits until the server's backup holds that many keys.
     untilBackedUp(count) {
         const there = async () => (await this.crypto.getKeyBackupInfo()) && (await this.#backup()).count >= count;
-        return until(there, `${count} keys of ${this.name} in the backup`, WAIT_MS);
+        return until(there, `${count} keys of ${this.name} in the backup`);
     }
 
     #backup() {
@@ -97,13 +95,13 @@ export class Confidant extends Person {
 
     // Waits until a new device knows the public cross-signing keys that the account has.
     untilKnowsItself() {
-        return until(() => this.crypto.userHasCrossSigningKeys(), `${this.name}'s own cross-signing keys`, WAIT_MS);
+        return until(() => this.crypto.userHasCrossSigningKeys(), `${this.name}'s own cross-signing keys`);
     }
 
     // Waits until this device knows that `owner` has signed the given one.
     untilSigned(owner, deviceId) {
         const signed = async () => (await this.crypto.getDeviceVerificationStatus(owner.id, deviceId))?.signedByOwner;
-        return until(signed, `${this.name} to see ${owner.name}'s signature`, WAIT_MS);
+        return until(signed, `${this.name} to see ${owner.name}'s signature`);
     }
 }
 
@@ -116,21 +114,21 @@ export async function secretRoomOf(owner, ...members) {
     const roomId = await roomWith({ initial_state }, owner, ...members);
     for (const person of [owner, ...members]) {
         const encrypts = () => person.crypto.isEncryptionEnabledInRoom(roomId);
-        await until(encrypts, `${person.name} to know that the room is encrypted`, WAIT_MS);
+        await until(encrypts, `${person.name} to know that the room is encrypted`);
     }
     return roomId;
 }
 
 // One side has asked (`request`); the other accepts, both look at the same emoji and say so.
 export async function compareEmoji(request, other) {
-    const theirs = await until(() => other.requests.shift(), "a request to verify", WAIT_MS);
+    const theirs = await until(() => other.requests.shift(), "a request to verify");
     await theirs.accept();
-    await until(() => request.phase === VerificationPhase.Ready, "the request to be accepted", WAIT_MS);
+    await until(() => request.phase === VerificationPhase.Ready, "the request to be accepted");
     const ours = await request.startVerification(SAS);
-    const verifiers = [ours, await until(() => theirs.verifier, "the start", WAIT_MS)];
+    const verifiers = [ours, await until(() => theirs.verifier, "the start")];
     const ends = Promise.all(verifiers.map((verifier) => verifier.verify()));
     const shown = Promise.all(
-        verifiers.map((verifier) => until(() => verifier.getShowSasCallbacks(), "the emoji", WAIT_MS)),
+        verifiers.map((verifier) => until(() => verifier.getShowSasCallbacks(), "the emoji")),
     );
     // A verification that is called off says why.
     const [one, another] = await Promise.race([shown, ends.then(() => assert.fail("ended before anything was shown"))]);
@@ -139,5 +137,5 @@ export async function compareEmoji(request, other) {
     await Promise.all([one.confirm(), another.confirm()]);
     await ends;
     const done = () => [request, theirs].every((side) => side.phase === VerificationPhase.Done);
-    await until(done, "both sides to be done", WAIT_MS);
+    await until(done, "both sides to be done");
 }
