@@ -100,7 +100,7 @@ impl Listener {
         let mut known = badge.rooms.take().unwrap_or_default();
         badge.dirty.clear();
         known.retain(|room, _| memberships.is_joined(*room));
-        for room in again {
+        for room in again.iter().copied() {
             let member = memberships.of(room).filter(|member| member.state == MembershipState::Join);
             let count = match (member, rooms.head_of(room)?) {
                 (Some(member), Some(head)) => counter.count(&self.counts, room, &head, member)?.total().notifications,
@@ -111,6 +111,10 @@ impl Listener {
             } else {
                 known.insert(room, count);
             }
+        }
+        if budget.is_spent() {
+            // What there was no time for is counted in the background: next time it is known.
+            badge.dirty.extend(again);
         }
         let unread = known.values().sum();
         badge.rooms = Some(known);

@@ -21,7 +21,7 @@ use super::{FOLLOWER, SAVE_EVERY};
 use crate::App;
 use crate::schema::{PUSHED, PUSHERS, topic};
 use crate::testing::{Server, User, config};
-use crate::users::push_rules;
+use crate::users::{account_data, push_rules};
 
 /// A push gateway.
 struct Gateway {
@@ -352,9 +352,15 @@ async fn pitfall_072_rules_of_one_stop_nobody_else_from_being_told() {
     set_pusher(&eve, &gateway, "eve", json!({})).await;
     set_pusher(&bob, &gateway, "bob", json!({})).await;
     settle(&server).await;
-    let said = say(&alice, &room, text(&"a".repeat(1_000))).await;
-    for _ in 0..2 {
-        assert_eq!(gateway.next().await["event_id"], said);
+    for body in ["a".repeat(1_000), "again".to_owned()] {
+        let said = say(&alice, &room, text(&body)).await;
+        for _ in 0..2 {
+            assert_eq!(gateway.next().await["event_id"], said);
+        }
+        let nonsense = bytes::Bytes::from_static(b"{\"global\": []}");
+        let put = |tx: &mut store::Tx| account_data::put(tx, eve_id, "", push_rules::KIND, nonsense.clone());
+        server.app.store.transact(put).await.unwrap();
+        settle(&server).await;
     }
     assert!(!follower.is_finished());
 }

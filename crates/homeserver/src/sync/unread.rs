@@ -82,7 +82,8 @@ impl Budget {
         self.0.set(self.0.get().saturating_sub(steps));
     }
 
-    fn is_empty(&self) -> bool {
+    /// Whether nothing is left of it.
+    pub fn is_spent(&self) -> bool {
         self.0.get() == 0
     }
 }
@@ -153,7 +154,7 @@ impl<R: Read> Counter<'_, R> {
                 break;
             }
             for (at, event) in events {
-                if self.budget.is_empty() {
+                if self.budget.is_spent() {
                     known.partial = true;
                     return Ok(());
                 }

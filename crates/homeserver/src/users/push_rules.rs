@@ -16,11 +16,18 @@ struct Content {
     global: Ruleset,
 }
 
-/// The rules of a user, brought up to date with the server's own.
+/// The rules of a user, brought up to date with the server's own. Of what cannot be read nothing counts: then events go
+/// by the server's rules, for this user as for everybody, and the user may put others.
 pub fn get(read: &impl Read, user_id: &UserId) -> Result<Ruleset> {
     let default = Ruleset::server_default(user_id);
     let Some(stored) = account_data::get(read, user_id, account_data::GLOBAL, KIND)? else { return Ok(default) };
-    let mut rules = serde_json::from_slice::<Content>(&stored).map_err(Error::internal)?.global;
+    let mut rules = match serde_json::from_slice::<Content>(&stored) {
+        Ok(content) => content.global,
+        Err(cause) => {
+            tracing::warn!(user = %user_id, %cause, "push rules cannot be read: those of the server count");
+            return Ok(default);
+        }
+    };
     rules.update_with_server_default(default);
     Ok(rules)
 }
