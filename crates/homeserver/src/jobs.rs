@@ -15,7 +15,7 @@ use crate::App;
 use crate::auth::devices;
 use crate::e2ee::{self, backup};
 use crate::error::{Error, Result};
-use crate::rooms::{membership, upgrade};
+use crate::rooms::{membership, remove, upgrade};
 use crate::schema::{DEVICES, HEADS, JOBS, Job, MEMBERSHIPS, MembershipState, RoomNr, topic};
 
 /// Rooms that a job may change before it is another job's turn.
@@ -216,6 +216,10 @@ async fn slice(app: &App, job: &Job) -> Result<Option<Job>> {
         Job::ForgetBackups { user_id, from } => {
             let next = app.store.transact(|tx| backup::delete_from(tx, user_id, *from)).await?.value;
             Ok(next.map(|from| Job::ForgetBackups { user_id: user_id.clone(), from }))
+        }
+        Job::ForgetClosed { room } => {
+            let done = app.store.transact(|tx| remove::forget_closed(tx, *room)).await?.value;
+            Ok((!done).then(|| job.clone()))
         }
         Job::DeleteRoom { .. } | Job::PurgeHistory { .. } | Job::RedactUser { .. } => tasks::slice(app, job).await,
         Job::Later { job, .. } => Ok(Some(Job::clone(job))),

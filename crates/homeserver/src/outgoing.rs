@@ -64,7 +64,7 @@ pub struct Outgoing {
 pub struct Post<'a> {
     pub url: &'a str,
     pub body: Bytes,
-    /// From the first packet to the last.
+    /// From now to the last packet.
     pub within: Duration,
     /// The largest answer that is read.
     pub max_answer_bytes: usize,
@@ -77,7 +77,7 @@ pub struct Ask<'a> {
     /// A token that proves who asks.
     pub bearer: Option<&'a str>,
     pub body: Option<Bytes>,
-    /// From the first packet to the last.
+    /// From now to the last packet.
     pub within: Duration,
     /// The largest answer that is read.
     pub max_answer_bytes: usize,
@@ -121,10 +121,11 @@ impl Outgoing {
             return Err(OutgoingError::NotAllowed(place.to_string()));
         }
         let within = ask.within;
-        let _turn = self.turns.acquire().await;
-        tokio::time::timeout(within, self.exchange(&place, &uri, &ask))
-            .await
-            .unwrap_or_else(|_| Err(OutgoingError::TimedOut(place.to_string())))
+        let asked = async {
+            let _turn = self.turns.acquire().await;
+            self.exchange(&place, &uri, &ask).await
+        };
+        tokio::time::timeout(within, asked).await.unwrap_or_else(|_| Err(OutgoingError::TimedOut(place.to_string())))
     }
 
     async fn exchange(

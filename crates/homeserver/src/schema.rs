@@ -389,6 +389,21 @@ pub const NETWORK_ROOMS: Table<(String, String, RoomNr), ()> = Table::new(
     "a room in the directory of another network, by the ID of the application service, network ID and room",
 );
 
+// ---- rooms that are gone -----------------------------------------------------------------------------------------
+
+/// For so long that the clients of those who were there have come by.
+pub const CLOSED_ROOMS: Table<RoomNr, String> =
+    Table::new(0x76, "closed_rooms", Hint::Small, None, "the ID of a room that was deleted a while ago");
+pub const LAST_EVENTS: Table<(RoomNr, String), StoredEvent> = Table::new(
+    0x77,
+    "last_events",
+    Hint::Small,
+    None,
+    "what became of a user in a room that was deleted a while ago, by room and user ID",
+);
+
+// ---- counts ------------------------------------------------------------------------------------------------------
+
 /// Only of counts that took long: what is read from here need not be counted again.
 pub const UNREAD: Table<(String, RoomNr), Unread> =
     Table::new(0x78, "unread", Hint::Cold, None, "what somebody has not read, by user ID and room").chunked();
@@ -516,6 +531,8 @@ pub fn tables() -> Vec<TableDef> {
         OAUTH_SESSIONS.def(),
         SERVICE_TXNS.def(),
         NETWORK_ROOMS.def(),
+        CLOSED_ROOMS.def(),
+        LAST_EVENTS.def(),
         UNREAD.def(),
         UNREAD_LOG.def(),
         USAGE.def(),
@@ -544,32 +561,39 @@ pub enum Job {
     LeaveGuests { room_id: String },
     /// Make everybody of this server leave a room, and move on to another one if there is one; then delete the room if
     /// `purge` says so.
-    DeleteRoom {
-        task: String,
-        room_id: String,
-        step: DeleteStep,
-        purge: bool,
-        keep_block: bool,
-        new_room: Option<String>,
-    },
+    DeleteRoom { task: String, room_id: String, step: DeleteStep, purge: bool, new_room: Option<String> },
     /// Delete the messages of a room after a position and before another; those of this server's users only with `local`.
     PurgeHistory { task: String, room_id: String, after: u64, before: u64, local: bool },
-    /// Redact what a user said in some rooms, the last of them first, and there before a position.
-    RedactUser { task: String, user_id: String, reason: Option<String>, rooms: Vec<String>, before: u64, left: u64 },
+    /// Redact what a user said, and in the first of the rooms what they said before a position.
+    RedactUser { task: String, user_id: String, reason: Option<String>, rooms: Rooms, before: u64, left: u64 },
     /// A job that failed so many times, to be tried again at this time (milliseconds since the epoch).
     Later { job: Box<Job>, attempts: u32, due_ts: u64 },
     /// Delete the devices of a user that are of an earlier epoch.
     ForgetDevices { user_id: String },
     /// Delete the backups of a user from this one on.
     ForgetBackups { user_id: String, from: u64 },
+    /// Forget who was in a room that was deleted: they have heard of it.
+    ForgetClosed { room: RoomNr },
 }
 postcard_value!(Job, 1);
+
+/// Rooms that a job goes through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Rooms {
+    /// These, the last of them first.
+    Named(Vec<String>),
+    /// All that the user is or was in, from this one on.
+    From(RoomNr),
+}
 
 /// How far the deletion of a room has come.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeleteStep {
-    /// Those whose user ID comes after this one have still to leave.
-    Leave { after: String },
+    /// Those whose member event lies after this position have still to leave; what lies after the second one is their
+    /// leaving. Zero: up to the last event.
+    Leave { after: u64, through: u64 },
+    /// Application services have still to be told of what happened up to this position, unless the time is over.
+    Tell { through: u64, until_ts: u64 },
     /// The members at or after this place in the room's state are still remembered.
     Forget { from: u64 },
     /// Nobody reaches the room any more; rows are left.
@@ -614,6 +638,8 @@ pub struct Block {
     /// The administrator who said so; empty for one at the machine.
     pub user_id: String,
     pub ts: u64,
+    /// Only until this task has deleted the room.
+    pub task: Option<String>,
 }
 postcard_value!(Block, 1);
 
@@ -699,7 +725,7 @@ pub struct Seen {
 }
 postcard_value!(Seen, 1);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TokenKind {
     Access,
     Refresh,
@@ -709,6 +735,11 @@ pub enum TokenKind {
     OpenId,
     /// A refresh token of OAuth that was replaced: who shows it has stolen it, or was stolen from.
     Spent,
+    /// With it somebody else acts for the user: this administrator, or whoever is at the machine. Listed with their tokens,
+    /// too.
+    Acting {
+        by: Option<String>,
+    },
 }
 
 /// What a token stands for.

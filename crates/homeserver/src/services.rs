@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api;
+use crate::appservice::queries::Questions;
 use crate::auth::Auth;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -52,6 +53,8 @@ pub struct Services {
     pub auth: Auth,
     /// Bridges and bots, as their registration files have it.
     pub appservices: Registrations,
+    /// Questions to application services.
+    pub questions: Questions,
     /// The web client on board.
     pub web: Web,
     /// The one gate to the outside.
@@ -105,6 +108,7 @@ impl App {
             store,
             signing_key,
             appservices,
+            questions: Questions::default(),
             config,
             clock,
             rng,

@@ -13,7 +13,7 @@ use crate::auth::devices;
 use crate::auth::tokens::{self, Grant};
 use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response, Routes, json_response};
-use crate::users::accounts::{self, NewAccount};
+use crate::users::accounts::{self, NewAccount, Opener};
 use crate::users::profiles;
 
 const PATH: &[&str] = &["/_synapse/admin/v1/register"];
@@ -51,10 +51,10 @@ async fn register(mut ctx: RawCtx) -> Result<Response> {
         return Err(Error::forbidden("The mac is wrong"));
     }
     let user_id = accounts::user_id_for_new(app, &asked.username)?;
-    accounts::check_free(app, &user_id)?;
+    accounts::check_free(app, &user_id, &Opener::Administrator)?;
     app.auth.passwords.acceptable(&asked.password)?;
     let password_hash = Some(app.auth.passwords.hash(&asked.password).await?);
-    let new = NewAccount { password_hash, admin: asked.admin, ..NewAccount::default() };
+    let new = NewAccount { password_hash, admin: asked.admin, opener: Opener::Administrator, ..NewAccount::default() };
     let open = |tx: &mut Tx| -> Result<(Grant, String)> {
         accounts::open(app, tx, &user_id, new.clone())?;
         if let Some(displayname) = &asked.displayname {

@@ -98,8 +98,11 @@ impl<'a> Interest<'a> {
             for (room, head) in &rooms {
                 self.receipts(snapshot, (*room, head), (after, through), draft)?;
             }
+            // Taken before anything is read: what changes meanwhile is told twice rather than never.
+            let heard = self.app.sync.serial();
             self.typing(snapshot, draft)?;
             self.presence(draft)?;
+            self.heard = heard;
         }
         if self.service.encryption {
             self.device_lists(snapshot, (after, through), draft)?;
@@ -285,10 +288,8 @@ impl<'a> Interest<'a> {
         Ok(())
     }
 
-    /// Of those who share a room with its users. Also says that typing was told.
-    fn presence(&mut self, draft: &mut Draft<'_>) -> Result<()> {
-        // Taken before the changes are read: what comes meanwhile is told twice rather than never.
-        let heard = self.app.sync.serial();
+    /// Of those who share a room with its users.
+    fn presence(&self, draft: &mut Draft<'_>) -> Result<()> {
         let changed = self.app.sync.presence.changed(Some(self.heard), self.app.clock.monotonic());
         for seen in changed {
             if !self.service.has_user(&seen.user_id) && !self.shares_a_room(&seen.user_id)? {
@@ -304,7 +305,6 @@ impl<'a> Interest<'a> {
             }
             draft.ephemeral(&json!({ "type": "m.presence", "sender": seen.user_id, "content": content }));
         }
-        self.heard = heard;
         Ok(())
     }
 

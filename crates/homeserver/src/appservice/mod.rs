@@ -26,12 +26,12 @@ use crate::background;
 use crate::config::registrations::Registration;
 use crate::error::Result;
 use crate::schema::{SERVICE_TXNS, ServiceTxn, TO_DEVICE, USERS, topic};
-use crate::users::accounts::{self, NewAccount};
+use crate::users::accounts::{self, NewAccount, Opener};
 use interest::Interest;
 use transaction::Draft;
 
 /// The names of the followers begin so; the ID of the service comes after it.
-const FOLLOWERS: &str = "appservice/";
+pub const FOLLOWERS: &str = "appservice/";
 /// Entries of the journal that are gone through at a time.
 const ENTRIES: usize = 64;
 const SAVE_EVERY: Duration = Duration::from_secs(5);
@@ -48,7 +48,9 @@ pub async fn start(app: &App) -> Result<()> {
     for service in app.appservices.iter() {
         let open = |tx: &mut Tx| -> Result<()> {
             if tx.get(&USERS, service.sender.as_str())?.is_none() {
-                accounts::open(app, tx, &service.sender, NewAccount::default())?;
+                // Whoever wrote the registration is an administrator.
+                let new = NewAccount { opener: Opener::Administrator, ..NewAccount::default() };
+                accounts::open(app, tx, &service.sender, new)?;
             }
             Ok(())
         };
@@ -80,6 +82,7 @@ async fn forget_others(app: &App) -> Result<()> {
 async fn run(app: App, service: Arc<Registration>) {
     let mut failures = 0;
     loop {
+        let began = app.clock.monotonic();
         let cause = match Follower::start(&app, &service).await {
             Ok(mut follower) => match follower.follow().await {
                 Ok(()) => return,
@@ -87,7 +90,9 @@ async fn run(app: App, service: Arc<Registration>) {
             },
             Err(cause) => cause,
         };
-        failures += 1;
+        // What went well for some time is no row of failures.
+        let lasted = app.clock.monotonic().saturating_sub(began) >= LONGEST_PAUSE;
+        failures = if lasted { 1 } else { failures + 1 };
         tracing::warn!(service = service.id, %cause, "an application service has to wait");
         tokio::select! {
             () = app.shutdown.cancelled() => return,

@@ -2,16 +2,21 @@
 //! that are not here yet, and the networks that it bridges.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
+use hashbrown::HashMap;
 use http::{Method, StatusCode};
+use parking_lot::Mutex;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use ruma::{OwnedRoomId, RoomAliasId, UserId};
 use serde_json::{Map, Value, json};
 use store::Read as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::calls::{self, CallError};
 use crate::App;
+use crate::auth::oauth::Expiring;
 use crate::config::registrations::Registration;
 use crate::error::{Error, Result};
 use crate::outgoing::OutgoingError;
@@ -26,8 +31,7 @@ pub async fn user(app: &App, user_id: &UserId, asking: Option<&str>) -> Result<(
     }
     let owners = app.appservices.iter().filter(|service| Some(service.id.as_str()) != asking);
     for service in owners.filter(|service| service.service.is_some() && service.has_user(user_id)) {
-        let path = format!("users/{}", encoded(user_id.as_str()));
-        if is_known(service, calls::call(app, service, Method::GET, &path, None).await)? {
+        if knows(app, service, format!("users/{}", encoded(user_id.as_str()))).await? {
             return Ok(());
         }
     }
@@ -46,12 +50,56 @@ pub async fn alias(app: &App, alias: &RoomAliasId) -> Result<Option<OwnedRoomId>
         if !service.has_alias(alias.as_str()) {
             continue;
         }
-        let path = format!("rooms/{}", encoded(alias.as_str()));
-        if is_known(service, calls::call(app, service, Method::GET, &path, None).await)? {
+        if knows(app, service, format!("rooms/{}", encoded(alias.as_str()))).await? {
             return aliases::resolve(&app.store.snapshot(), alias);
         }
     }
     Ok(None)
+}
+
+/// Questions to services that anybody can bring about: of each service a few at a time, and none twice in a short time that
+/// it had no answer to. So they leave room for everything else that goes out.
+pub struct Questions {
+    turns: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// By service and path.
+    unknown: Expiring<(String, String), ()>,
+}
+
+/// Questions to one service at a time.
+const MAX_AT_ONCE: usize = 4;
+/// How long a question waits for its turn.
+const WAIT: Duration = Duration::from_secs(5);
+const MAX_UNKNOWN: usize = 4_096;
+const UNKNOWN_MS: u64 = 60 * 1000;
+
+impl Default for Questions {
+    fn default() -> Self {
+        Self { turns: Mutex::default(), unknown: Expiring::new(MAX_UNKNOWN) }
+    }
+}
+
+impl Questions {
+    async fn turn(&self, service: &str) -> Result<OwnedSemaphorePermit> {
+        let fresh = || Arc::new(Semaphore::new(MAX_AT_ONCE));
+        let turns = self.turns.lock().entry(service.to_owned()).or_insert_with(fresh).clone();
+        let turn = tokio::time::timeout(WAIT, turns.acquire_owned()).await;
+        turn.map_err(|_| Error::service_timeout())?.map_err(Error::internal)
+    }
+}
+
+/// Whether a service knows somebody or something.
+async fn knows(app: &App, service: &Registration, path: String) -> Result<bool> {
+    let (questions, key) = (&app.questions, (service.id.clone(), path));
+    if questions.unknown.get(app.clock.now_ms(), &key).is_some() {
+        return Ok(false);
+    }
+    let _turn = questions.turn(&service.id).await?;
+    let known = is_known(service, calls::call(app, service, Method::GET, &key.1, None).await)?;
+    if !known {
+        let now = app.clock.now_ms();
+        questions.unknown.push(now, now.saturating_add(UNKNOWN_MS), key, ());
+    }
+    Ok(known)
 }
 
 /// Whether a service knows what it was asked for. A client that waits is told when it does not answer.

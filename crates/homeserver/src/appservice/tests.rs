@@ -20,9 +20,13 @@ use tokio::sync::mpsc;
 use crate::App;
 use crate::client::testing::{enc, next, ok, refused};
 use crate::config::Limit;
+use crate::error::ErrorCode;
 use crate::http::Local;
-use crate::schema::TO_DEVICE;
+use crate::jobs::{self, tasks, tasks::Removal};
+use crate::schema::{HEADS, TO_DEVICE, room_nr};
 use crate::testing::{Server, config};
+use crate::users::accounts::{self, NewAccount, Opener};
+use crate::users::admin;
 
 const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
 const REGISTER: &str = "/_matrix/client/v3/register";
@@ -200,6 +204,27 @@ async fn pitfall_018_a_service_speaks_for_its_users_only() {
 }
 
 #[tokio::test]
+async fn exclusive_names_are_kept_at_every_door() {
+    let service = Service::open().await;
+    let server = service.server("");
+    let app = &server.app;
+    let kept = ruma::user_id!("@_irc_anna:hs.test");
+    let outcome = accounts::check_free(app, kept, &Opener::Anybody);
+    assert_eq!(outcome.unwrap_err().code().map(ErrorCode::as_str), Some("M_EXCLUSIVE"));
+    // However an account is opened, that is asked again.
+    let open = async |opener: Opener| {
+        let new = NewAccount { opener, ..NewAccount::default() };
+        app.store.transact(|tx| accounts::open(app, tx, kept, new.clone())).await.map(|_| ())
+    };
+    for opener in [Opener::Anybody, Opener::Service("other".to_owned())] {
+        assert_eq!(open(opener).await.unwrap_err().code().map(ErrorCode::as_str), Some("M_EXCLUSIVE"));
+    }
+    assert!(open(Opener::Service("irc".to_owned())).await.is_ok());
+    // Administrators know what they do.
+    admin::create(app, "_irc_root", "correct horse", false).await.unwrap();
+}
+
+#[tokio::test]
 async fn pitfall_018_exclusive_names_are_for_their_service() {
     let service = Service::open().await;
     let server = service.server("");
@@ -256,6 +281,26 @@ async fn a_service_logs_its_users_in_or_makes_devices() {
     assert_eq!(refused(&login(&client, "_irc_anna").await), unsupported);
     let body = json!({ "type": "m.login.application_service", "username": "_irc_bert" });
     assert_eq!(refused(&client.post(REGISTER, body).await), unsupported);
+}
+
+#[tokio::test]
+async fn a_service_does_not_become_an_administrator() {
+    let service = Service::open().await;
+    let server = service.server("");
+    let client = started(&server).await;
+    admin::create(&server.app, "_irc_root", "correct horse", true).await.unwrap();
+    let identifier = json!({ "type": "m.id.user", "user": "_irc_root" });
+    let login = json!({ "type": "m.login.application_service", "identifier": identifier });
+    assert_eq!(refused(&client.post("/_matrix/client/v3/login", login).await).0, 403);
+    let as_root = "user_id=@_irc_root:hs.test";
+    assert_eq!(ok(&client.get(&format!("{WHOAMI}?{as_root}")).await)["user_id"], "@_irc_root:hs.test");
+    let new = json!({ "new_password": "battery staple" });
+    let path = format!("/_matrix/client/v3/account/password?{as_root}");
+    assert_eq!(refused(&client.post(&path, new).await).0, 403);
+    let path = format!("/_matrix/client/v3/account/deactivate?{as_root}");
+    assert_eq!(refused(&client.post(&path, json!({})).await).0, 403);
+    let path = format!("/_synapse/admin/v2/users/@_irc_root:hs.test?{as_root}");
+    assert_eq!(refused(&client.get(&path).await).0, 403);
 }
 
 #[tokio::test]
@@ -350,6 +395,40 @@ async fn pitfall_019_what_was_not_taken_is_sent_after_a_restart() {
     let again = service.next().await;
     assert_eq!((&again.path, &again.body), (&first.path, &first.body));
     assert_eq!(bodies(&service.told_up_to("later").await), ["later"]);
+}
+
+#[tokio::test]
+async fn a_room_is_deleted_when_the_service_knows_that_its_users_left() {
+    let mut service = Service::open().await;
+    let server = service.server("");
+    let client = started(&server).await;
+    let room = room(&client, "", public()).await;
+    say(&client, &room, "here", "").await;
+    service.told_up_to("here").await;
+    // The service is away while the room is closed.
+    service.answers.lock().extend((0..3).map(|_| (502, json!({}))));
+    say(&client, &room, "away", "").await;
+    service.next().await;
+    let room_id = ruma::RoomId::parse(room.as_str()).unwrap();
+    let removal = Removal { room_id: room_id.clone(), purge: true, block: false, new_room: None };
+    tasks::delete_room(&server.app, "", &removal).await.unwrap();
+    jobs::drain(&server.app).await.unwrap();
+    let is_there = || server.app.store.snapshot().contains(&HEADS, room_nr(&room_id)).unwrap();
+    assert!(is_there());
+    let mut left = false;
+    while !left {
+        let told = service.next_by_clock(&server).await.body["events"].clone();
+        let is_leave = |event: &Value| event["content"]["membership"] == "leave" && event["room_id"] == room.as_str();
+        left = told.as_array().unwrap().iter().any(is_leave);
+    }
+    let gone = async {
+        while is_there() {
+            server.app.clock.advance(Duration::from_millis(500));
+            jobs::drain(&server.app).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap();
 }
 
 #[tokio::test]
@@ -467,6 +546,32 @@ async fn a_ping_comes_back() {
     let alice = server.user("alice").await;
     let answer = alice.client.post("/_matrix/client/v1/appservice/irc/ping", json!({})).await;
     assert_eq!(refused(&answer), (403, "M_FORBIDDEN".to_owned()));
+}
+
+#[tokio::test]
+async fn strangers_do_not_make_a_service_be_asked_without_end() {
+    let mut service = Service::open().await;
+    let server = service.server("");
+    let client = started(&server).await;
+    let alice = server.user("alice").await;
+    let unknown = (404, json!({ "errcode": "M_NOT_FOUND" }));
+    service.answers.lock().push_back(unknown.clone());
+    for _ in 0..3 {
+        let answer = server.client.get("/_matrix/client/v3/directory/room/%23irc_none:hs.test").await;
+        assert_eq!(answer.status, 404);
+    }
+    assert!(service.next().await.path.ends_with("none%3Ahs%2Etest"));
+    assert!(service.asked.try_recv().is_err(), "it has said so");
+    server.app.clock.advance(Duration::from_secs(60));
+    service.answers.lock().push_back(unknown);
+    server.client.get("/_matrix/client/v3/directory/room/%23irc_none:hs.test").await;
+    assert!(service.next().await.path.ends_with("none%3Ahs%2Etest"), "things change");
+    // More guests than a room can be made with are refused before anybody is asked for them.
+    let many: Vec<String> = (0..101).map(|nr| format!("@_irc_{nr}:hs.test")).collect();
+    let answer = alice.client.post("/_matrix/client/v3/createRoom", json!({ "invite": many })).await;
+    assert_eq!(refused(&answer).0, 400);
+    assert!(service.asked.try_recv().is_err());
+    drop(client);
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ruma::UserId;
-use store::Read as _;
+use store::Read;
 
 pub use nonces::Nonces;
 pub use requester::{Access, Credentials, Requester, Scheme};
@@ -28,7 +28,7 @@ use crate::App;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::rng::Rng;
-use crate::schema::{TOKENS, TokenKind, USERS};
+use crate::schema::{OAUTH_SESSIONS, TOKENS, Token, TokenKind, USERS, User};
 
 /// What authentication keeps in memory.
 pub struct Auth {
@@ -61,7 +61,9 @@ pub async fn authenticate(app: &App, credentials: &Credentials, ip: IpAddr) -> R
     let hash = tokens::hash(&credentials.token);
     let (token, user) = {
         let read = app.store.snapshot();
-        let token = read.get(&TOKENS, &hash)?.filter(|token| token.kind == TokenKind::Access);
+        let token = read
+            .get(&TOKENS, &hash)?
+            .filter(|token| matches!(token.kind, TokenKind::Access | TokenKind::Acting { .. }));
         let token = token.ok_or_else(Error::unknown_token)?;
         let user = read.get(&USERS, &token.user_id)?.filter(|user| !user.deactivated && !token.is_void(user));
         let user = user.ok_or_else(Error::unknown_token)?;
@@ -73,8 +75,14 @@ pub async fn authenticate(app: &App, credentials: &Credentials, ip: IpAddr) -> R
                 Error::unknown_token()
             });
         }
+        if let TokenKind::Acting { by: Some(by) } = &token.kind {
+            // With the office goes what it allowed.
+            let by = read.get(&USERS, by)?.filter(|by| by.admin && !by.deactivated && !by.locked);
+            by.ok_or_else(Error::unknown_token)?;
+        }
+        let admin = user.admin && may_administer(&read, &token)?;
         app.auth.seen.note(app, &read, &hash, &token, ip);
-        (token, user)
+        (token, User { admin, ..user })
     };
     if token.unconfirmed {
         tokens::confirm(app, &hash).await?;
@@ -91,4 +99,10 @@ pub async fn authenticate(app: &App, credentials: &Credentials, ip: IpAddr) -> R
         appservice: None,
         rate_limited: true,
     })
+}
+
+/// Whether a session of an administrator is one to administer with: a client of OAuth has to have been given that.
+fn may_administer(read: &impl Read, token: &Token) -> Result<bool> {
+    let session = read.get(&OAUTH_SESSIONS, (token.user_id.as_str(), token.device_id.as_str()))?;
+    Ok(session.is_none_or(|session| oauth::scope::may_administer(&session.scope)))
 }

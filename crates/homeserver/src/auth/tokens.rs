@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use ring::digest::{SHA256, digest};
+use ruma::UserId;
 use store::{Read, Tx};
 
 use crate::App;
@@ -26,7 +27,8 @@ pub struct Grant {
 /// Pairs that were given out for one refresh token before any of them was used. A client that loses answers asks
 /// again; one that asks more often than this is broken, and its older answers are worth nothing.
 const MAX_SIBLINGS: usize = 16;
-/// Login and OpenID tokens of one user at a time, next to the newest.
+/// Login tokens of one user at a time, next to the newest; likewise OpenID tokens, tokens to act for the user, and such
+/// that the user has of others.
 const MAX_APART: usize = 64;
 /// Tokens of a device that were replaced and have not been forgotten yet. More than a client has use for, and few enough
 /// to be dealt with in one commit.
@@ -80,39 +82,60 @@ pub fn issue_openid(app: &App, tx: &mut Tx, user_id: &str) -> Result<String> {
     issue_apart(app, tx, user_id, TokenKind::OpenId, Some(OPENID_LIFETIME))
 }
 
-/// An access token without a device, for an administrator who acts for a user. It ends with a new password at the latest.
-pub fn issue_acting(app: &App, tx: &mut Tx, user_id: &str, lifetime: Option<Duration>) -> Result<String> {
-    issue_apart(app, tx, user_id, TokenKind::Access, lifetime)
+/// An access token without a device, for an administrator who acts for a user; none for one at the machine. It ends with
+/// the sessions of either of the two.
+pub fn issue_acting(app: &App, tx: &mut Tx, user_id: &str, by: Option<&UserId>, lifetime: Duration) -> Result<String> {
+    let kind = TokenKind::Acting { by: by.map(ToString::to_string) };
+    let secret = issue_apart(app, tx, user_id, kind, Some(lifetime))?;
+    if let Some(by) = by {
+        make_room_apart(app, tx, by.as_str(), |token| token.user_id != by.as_str())?;
+        tx.put(&DEVICE_TOKENS, (by.as_str(), NO_DEVICE, &hash(&secret)), &());
+    }
+    Ok(secret)
 }
 
-/// A token that belongs to no device. Those that have ended go.
+/// A token that belongs to no device. Those that have ended go, and the oldest if there are too many of this kind.
 fn issue_apart(app: &App, tx: &mut Tx, user_id: &str, kind: TokenKind, lifetime: Option<Duration>) -> Result<String> {
-    let now = app.clock.now_ms();
-    let mut live = 0;
-    for (_, _, hash) in of_device(tx, user_id, NO_DEVICE)? {
-        if live >= MAX_APART || tx.get(&TOKENS, &hash)?.is_none_or(|token| token.ended(now)) {
-            drop_token(tx, user_id, NO_DEVICE, &hash);
-        } else {
-            live += 1;
-        }
-    }
+    let same = |token: &Token| {
+        token.user_id == user_id && std::mem::discriminant(&token.kind) == std::mem::discriminant(&kind)
+    };
+    make_room_apart(app, tx, user_id, same)?;
     let prefix = match kind {
         TokenKind::Login => "skl",
         TokenKind::OpenId => "sko",
-        TokenKind::Access | TokenKind::Refresh | TokenKind::Spent => "ska",
+        TokenKind::Access | TokenKind::Refresh | TokenKind::Spent | TokenKind::Acting { .. } => "ska",
     };
     let secret = new_secret(app, prefix);
     let token = Token {
         kind,
         user_id: user_id.to_owned(),
         device_id: NO_DEVICE.to_owned(),
-        expires_ts: lifetime.map(|lifetime| now.saturating_add(millis(lifetime))),
+        expires_ts: lifetime.map(|lifetime| app.clock.now_ms().saturating_add(millis(lifetime))),
         partner: None,
         unconfirmed: false,
         epoch: devices::epoch(tx, user_id)?,
     };
     put(tx, &hash(&secret), &token);
     Ok(secret)
+}
+
+/// Drops tokens without a device that have ended, and of those that are counted the ones that end first, if there are too
+/// many.
+fn make_room_apart(app: &App, tx: &mut Tx, user_id: &str, counts: impl Fn(&Token) -> bool) -> Result<()> {
+    let now = app.clock.now_ms();
+    let mut live = Vec::new();
+    for (_, _, hash) in of_device(tx, user_id, NO_DEVICE)? {
+        match tx.get(&TOKENS, &hash)?.filter(|token| !token.ended(now)) {
+            Some(token) if counts(&token) => live.push((token.expires_ts.unwrap_or(u64::MAX), hash)),
+            Some(_) => {}
+            None => drop_token(tx, user_id, NO_DEVICE, &hash),
+        }
+    }
+    live.sort_unstable();
+    for (_, hash) in live.iter().rev().skip(MAX_APART) {
+        drop_token(tx, user_id, NO_DEVICE, hash);
+    }
+    Ok(())
 }
 
 /// The user a login token stands for. It is used up, whatever comes of it.
@@ -229,9 +252,16 @@ fn issue(
 /// Takes back the refresh tokens that this pair replaces. Access tokens of before run out by themselves: requests
 /// that are under way with them must not look like the end of the session.
 fn confirm_in(app: &App, tx: &mut Tx, hash: &Hash, token: &Token) -> Result<()> {
+    tx.put(&TOKENS, hash, &Token { unconfirmed: false, ..token.clone() });
+    let Some(partner) = token.partner else { return Ok(()) };
+    let Some(other) = tx.get(&TOKENS, &partner)? else {
+        // Another pair for the same refresh token was used first, and replaced what this one would have.
+        return Ok(());
+    };
+    tx.put(&TOKENS, &partner, &Token { unconfirmed: false, ..other });
     let by_oauth = tx.get(&OAUTH_SESSIONS, (&token.user_id, &token.device_id))?.is_some();
     for (user_id, device_id, other) in of_device(tx, &token.user_id, &token.device_id)? {
-        if other == *hash || token.partner == Some(other) {
+        if other == *hash || partner == other {
             continue;
         }
         match tx.get(&TOKENS, &other)? {
@@ -243,12 +273,6 @@ fn confirm_in(app: &App, tx: &mut Tx, hash: &Hash, token: &Token) -> Result<()> 
             Some(old) if old.kind != TokenKind::Refresh => {}
             _ => drop_token(tx, &user_id, &device_id, &other),
         }
-    }
-    tx.put(&TOKENS, hash, &Token { unconfirmed: false, ..token.clone() });
-    if let Some(partner) = token.partner
-        && let Some(other) = tx.get(&TOKENS, &partner)?
-    {
-        tx.put(&TOKENS, &partner, &Token { unconfirmed: false, ..other });
     }
     Ok(())
 }

@@ -13,11 +13,12 @@ use serde_json::{Map, Value, json};
 use store::Read;
 
 use crate::App;
+use crate::auth::lockout::Guesser;
 use crate::auth::password::{self, Proof};
 use crate::auth::{Requester, oauth};
 use crate::error::{Error, Result};
 use crate::limits::{Class, Owner};
-use crate::schema::{REGISTRATION_TOKENS, RegistrationToken};
+use crate::schema::{REGISTRATION_TOKENS, RegistrationToken, USERS};
 
 /// One thing to prove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub struct Challenge<'a> {
     pub operation: String,
     /// Who has to prove that it is them.
     pub user_id: Option<&'a UserId>,
+    /// From which device they do so, if they have one.
+    pub device_id: &'a str,
     /// Ways to succeed: one of these, its stages in order.
     pub flows: &'a [&'a [Stage]],
     /// The request's JSON body, with or without `auth`.
@@ -104,6 +107,7 @@ const MAX_SESSIONS: usize = 4_096;
 /// token, and its users have no passwords.
 pub async fn check_password(app: &App, requester: &Requester, operation: String, body: &[u8]) -> Result<Passed> {
     if requester.appservice.is_some() {
+        not_an_administrator(&app.store.snapshot(), &requester.user_id)?;
         return Ok(Passed::default());
     }
     // A client of OAuth never sees a password: its users do such things on the pages of this server.
@@ -112,7 +116,7 @@ pub async fn check_password(app: &App, requester: &Requester, operation: String,
     }
     let flows = &[&[Stage::Password][..]];
     let user_id = Some(&*requester.user_id);
-    check(app, &Challenge { operation, user_id, flows, body, bound: true }).await
+    check(app, &Challenge { operation, user_id, device_id: device_of(requester), flows, body, bound: true }).await
 }
 
 /// Lets a request pass that replaces its sender's cross-signing keys. Who logged in by OAuth has to approve of it on a page
@@ -121,18 +125,36 @@ pub async fn check_reset(app: &App, requester: &Requester, operation: String, bo
     if !is_by_oauth(app, requester)? {
         return check_password(app, requester, operation, body).await;
     }
-    if app.auth.oauth.resets.is_approved(app, &requester.user_id) {
+    let flows = &[&[Stage::Oauth][..], &[Stage::OauthReset][..]];
+    let (user_id, device_id) = (&*requester.user_id, device_of(requester));
+    let challenge = Challenge { operation, user_id: Some(user_id), device_id, flows, body, bound: true };
+    let mut wanted: Map<String, Value> = serde_json::from_slice(body)?;
+    wanted.remove("auth");
+    // What is approved is one request of one device, and nothing that somebody else puts in its place.
+    let (wanted, resets) = (challenge.bind(&wanted), &app.auth.oauth.resets);
+    if resets.is_approved(app, user_id, device_id, wanted)? {
         return Ok(Passed::default());
     }
-    let flows = &[&[Stage::Oauth][..], &[Stage::OauthReset][..]];
-    let user_id = Some(&*requester.user_id);
-    check(app, &Challenge { operation, user_id, flows, body, bound: true }).await
+    resets.ask(app, user_id, device_id, wanted);
+    check(app, &challenge).await
+}
+
+/// An application service speaks for its users, but does not become an administrator through one: neither by a session that
+/// it opens nor by what otherwise takes a password.
+pub fn not_an_administrator(read: &impl Read, user_id: &UserId) -> Result<()> {
+    match read.get(&USERS, user_id.as_str())? {
+        Some(user) if user.admin => Err(Error::forbidden("Application services do not do this for administrators")),
+        _ => Ok(()),
+    }
 }
 
 /// Whether a requester logged in by OAuth: such clients see no passwords, so that they cannot prove anything by one.
 pub fn is_by_oauth(app: &App, requester: &Requester) -> Result<bool> {
-    let device_id = requester.device_id.as_ref().map_or("", |device_id| device_id.as_str());
-    oauth::is_session(&app.store.snapshot(), requester.user_id.as_str(), device_id)
+    oauth::is_session(&app.store.snapshot(), requester.user_id.as_str(), device_of(requester))
+}
+
+fn device_of(requester: &Requester) -> &str {
+    requester.device_id.as_ref().map_or("", |device_id| device_id.as_str())
 }
 
 /// Lets a request pass that did all stages of a flow. Anything else is the error to answer with.
@@ -252,11 +274,12 @@ impl Challenge<'_> {
         if named != user_id.as_str() && named != user_id.localpart() {
             return Err(Error::forbidden("The session belongs to another user"));
         }
-        app.limits.check(Class::Login, Owner::Name(user_id.as_str()))?;
-        let now = app.clock.now_ms();
-        app.auth.lockout.check(user_id.as_str(), now)?;
+        // Apart from those who are not logged in: they do not keep the owner from changing anything.
+        app.limits.check(Class::Login, Owner::Name(&format!("own:{user_id}")))?;
+        let (guesser, now) = (Guesser::Device(self.device_id), app.clock.now_ms());
+        app.auth.lockout.check(user_id.as_str(), guesser, now)?;
         let proof = password::prove(app, Some(user_id), password).await?;
-        app.auth.lockout.note(user_id.as_str(), proof.is_some(), now);
+        app.auth.lockout.note(user_id.as_str(), guesser, proof.is_some(), now);
         proof.ok_or_else(|| Error::forbidden("Wrong password"))
     }
 }

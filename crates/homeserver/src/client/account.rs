@@ -32,6 +32,7 @@ async fn set_password(ctx: Ctx<change_password::v3::Request>) -> Result<change_p
         accounts::set_password(tx, &requester.user_id, &hash, log_out, keep)
     };
     app.store.transact(set).await?;
+    app.auth.lockout.forgive(requester.user_id.as_str());
     Ok(change_password::v3::Response::new())
 }
 

@@ -8,6 +8,7 @@ use crate::appservice::queries;
 use crate::error::Result;
 use crate::http::{Ctx, Routes};
 use crate::limits::Class;
+use crate::rooms::create;
 
 pub fn routes() -> Routes {
     Routes::default().ruma(create_room).limit(Class::CreateRoom)
@@ -15,6 +16,7 @@ pub fn routes() -> Routes {
 
 async fn create_room(ctx: Ctx<Request>) -> Result<Response> {
     ctx.requester.not_suspended()?;
+    create::check_number(ctx.request.invite.len())?;
     for invitee in &ctx.request.invite {
         queries::user(&ctx.app, invitee, ctx.requester.appservice.as_deref()).await?;
     }
@@ -23,6 +25,6 @@ async fn create_room(ctx: Ctx<Request>) -> Result<Response> {
     if let Some(alias) = name.and_then(|name| RoomAliasId::parse(format!("#{name}:{}", ctx.app.server_name)).ok()) {
         own_or_free(&ctx.app, &ctx.requester, &alias)?;
     }
-    let room_id = crate::rooms::create::create(&ctx.app, &ctx.requester.user_id, ctx.request).await?;
+    let room_id = create::create(&ctx.app, &ctx.requester.user_id, ctx.request).await?;
     Ok(Response { room_id })
 }

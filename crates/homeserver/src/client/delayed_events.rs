@@ -105,7 +105,7 @@ pub async fn put_off(
 ) -> Result<Response> {
     requester.not_suspended()?;
     let path = ["delayed_event", target.room_id.as_str(), target.kind];
-    let txn = |id| TxnKey::new(&requester.user_id, requester.device_id.as_deref(), &path, id);
+    let txn = |id| TxnKey::new(requester, &path, id);
     let plan = Plan {
         user_id: requester.user_id.clone(),
         device_id: requester.device_id.as_ref().map(ToString::to_string).unwrap_or_default(),

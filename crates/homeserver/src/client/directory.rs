@@ -29,6 +29,7 @@ use crate::schema::RoomNr;
 pub fn routes() -> Routes {
     Routes::default()
         .ruma(get_alias)
+        .limit(Class::Other)
         .ruma(create_alias)
         .ruma(delete_alias)
         .ruma(room_aliases)

@@ -10,8 +10,10 @@ use store::Read;
 
 use super::messages::{array, style};
 use crate::auth::Access;
+use crate::blocking;
 use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response, Routes, json_response};
+use crate::limits::Class;
 use crate::rooms::pages::{self, Wanted};
 use crate::rooms::public;
 use crate::rooms::read::RoomReader;
@@ -28,7 +30,7 @@ const MAX_LIMIT: usize = 100;
 pub fn routes() -> Routes {
     const PATHS: &[&str] =
         &["/_matrix/client/r0/rooms/{room_id}/initialSync", "/_matrix/client/v3/rooms/{room_id}/initialSync"];
-    Routes::default().raw(Method::GET, PATHS, initial_sync).access(Access::Token).guests()
+    Routes::default().raw(Method::GET, PATHS, initial_sync).access(Access::Token).guests().limit(Class::Other)
 }
 
 #[derive(Deserialize)]
@@ -37,6 +39,11 @@ struct Query {
 }
 
 async fn initial_sync(ctx: RawCtx) -> Result<Response> {
+    // The whole state of a room may be much.
+    blocking::run(move || answer(&ctx)).await?
+}
+
+fn answer(ctx: &RawCtx) -> Result<Response> {
     let query: Query = ctx.query()?;
     let room_id = RoomId::parse(ctx.arg(0))?;
     let requester = ctx.requester()?;

@@ -40,12 +40,7 @@ async fn send_message(ctx: Ctx<send_message_event::v3::Request>) -> Result<Respo
     let at = timestamp(&ctx.app, request.timestamp, ctx.requester.appservice.is_some());
     let content = content_from(content.as_bytes())?;
     let draft = message(&kind, content, ctx.requester.user_id.clone(), at)?;
-    let txn = TxnKey::new(
-        &ctx.requester.user_id,
-        ctx.requester.device_id.as_deref(),
-        &["send", request.room_id.as_str(), &kind],
-        &request.txn_id,
-    );
+    let txn = TxnKey::new(&ctx.requester, &["send", request.room_id.as_str(), &kind], &request.txn_id);
     let event_id = send(&ctx.app, &request.room_id, draft, Some(txn)).await?;
     Ok(sent(&event_id))
 }
@@ -85,7 +80,7 @@ async fn redact(ctx: Ctx<redact_event::v3::Request>) -> Result<redact_event::v3:
     let sender = ctx.requester.user_id.clone();
     let draft = redaction(sender, request.event_id.clone(), content, ctx.app.clock.now());
     let path = ["redact", request.room_id.as_str(), request.event_id.as_str()];
-    let txn = TxnKey::new(&ctx.requester.user_id, ctx.requester.device_id.as_deref(), &path, &request.txn_id);
+    let txn = TxnKey::new(&ctx.requester, &path, &request.txn_id);
     let event_id = send(&ctx.app, &request.room_id, draft, Some(txn)).await?;
     Ok(redact_event::v3::Response { event_id })
 }

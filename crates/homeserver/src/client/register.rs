@@ -1,8 +1,8 @@
 //! Opening accounts.
 
+use ruma::OwnedUserId;
 use ruma::api::client::account::register::{self, LoginType, RegistrationKind};
 use ruma::api::client::account::{check_registration_token_validity, get_username_availability};
-use ruma::{OwnedUserId, UserId};
 use store::Tx;
 
 use crate::App;
@@ -14,7 +14,7 @@ use crate::config::registrations::Registration;
 use crate::error::{Error, Result};
 use crate::http::{Ctx, Routes};
 use crate::limits::Class;
-use crate::users::accounts::{self, NewAccount};
+use crate::users::accounts::{self, NewAccount, Opener};
 
 pub fn routes() -> Routes {
     Routes::default().ruma(register).limit(Class::Register).ruma(available).ruma(token_validity).limit(Class::Register)
@@ -43,19 +43,18 @@ async fn register_user(ctx: &Ctx<Register>) -> Result<Registered> {
     };
     let named = request.username.as_deref().map(|name| accounts::user_id_for_new(app, name)).transpose()?;
     if let Some(user_id) = &named {
-        not_kept(app, user_id)?;
-        accounts::check_free(app, user_id)?;
+        accounts::check_free(app, user_id, &Opener::Anybody)?;
     }
     if let Some(password) = &request.password {
         app.auth.passwords.acceptable(password)?;
     }
     let operation = "register".to_owned();
-    let challenge = Challenge { operation, user_id: None, flows, body: &ctx.body, bound: false };
+    let challenge = Challenge { operation, user_id: None, device_id: "", flows, body: &ctx.body, bound: false };
     let passed = uia::check(app, &challenge).await?;
 
     let password = request.password.as_deref().ok_or_else(|| Error::missing_param("password is missing"))?;
     let password_hash = Some(app.auth.passwords.hash(password).await?);
-    let user_id = named.map_or_else(|| free_name(app), Ok)?;
+    let user_id = named.map_or_else(|| accounts::random_name(app, false), Ok)?;
     let new = NewAccount { password_hash, registration_token: passed.registration_token, ..NewAccount::default() };
     open(app, user_id, new, request).await
 }
@@ -66,34 +65,21 @@ async fn register_for_service(ctx: &Ctx<Register>) -> Result<Registered> {
     let service = service_of(app, ctx.requester.as_ref())?;
     let name = request.username.as_deref().ok_or_else(|| Error::missing_param("username is missing"))?;
     let user_id = accounts::user_id_for_new(app, name)?;
-    if !service.has_user(&user_id) || app.appservices.keeps_user(&user_id, Some(&service.id)) {
+    if !service.has_user(&user_id) {
         return Err(Error::exclusive("This user name is not in the namespaces of the application service"));
     }
-    accounts::check_free(app, &user_id)?;
+    let opener = Opener::Service(service.id.clone());
+    accounts::check_free(app, &user_id, &opener)?;
     if service.makes_devices && !request.inhibit_login {
         return Err(Error::appservice_login_unsupported());
     }
-    open(app, user_id, NewAccount::default(), request).await
+    open(app, user_id, NewAccount { opener, ..NewAccount::default() }, request).await
 }
 
 /// The service whose token a request came with.
 pub(super) fn service_of<'a>(app: &'a App, requester: Option<&Requester>) -> Result<&'a Registration> {
     let id = requester.and_then(|requester| requester.appservice.as_deref()).ok_or_else(Error::missing_token)?;
     app.appservices.by_id(id).map(|service| &**service).ok_or_else(Error::unknown_token)
-}
-
-/// Names in the namespaces of a service are not for others.
-fn not_kept(app: &App, user_id: &UserId) -> Result<()> {
-    if app.appservices.keeps_user(user_id, None) {
-        return Err(Error::exclusive("This user name is kept for an application service"));
-    }
-    Ok(())
-}
-
-/// A name for somebody who did not choose one, which is not kept for a service either.
-fn free_name(app: &App) -> Result<OwnedUserId> {
-    let user_id = accounts::random_name(app, false)?;
-    not_kept(app, &user_id).map(|()| user_id)
 }
 
 async fn register_guest(ctx: &Ctx<Register>) -> Result<Registered> {
@@ -133,8 +119,7 @@ async fn available(
     ctx: Ctx<get_username_availability::v3::Request>,
 ) -> Result<get_username_availability::v3::Response> {
     let user_id = accounts::user_id_for_new(&ctx.app, &ctx.request.username)?;
-    not_kept(&ctx.app, &user_id)?;
-    accounts::check_free(&ctx.app, &user_id)?;
+    accounts::check_free(&ctx.app, &user_id, &Opener::Anybody)?;
     Ok(get_username_availability::v3::Response::new(true))
 }
 

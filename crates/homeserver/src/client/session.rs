@@ -1,5 +1,6 @@
 //! Logging in and out, refreshing, login tokens.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
@@ -11,6 +12,7 @@ use store::Tx;
 
 use super::register::service_of;
 use crate::App;
+use crate::auth::lockout::Guesser;
 use crate::auth::password::{self, Proof};
 use crate::auth::tokens::{self, Grant};
 use crate::auth::uia::{self, UserIdentifier};
@@ -67,7 +69,7 @@ async fn login(mut ctx: RawCtx) -> Result<Response> {
     let app = &ctx.app;
     let (user_id, grant, device_id) = match login.kind.as_str() {
         "m.login.password" => {
-            let proof = by_password(app, &login).await?;
+            let proof = by_password(app, &login, ctx.ip).await?;
             let open = |tx: &mut Tx| {
                 proof.holds(tx)?;
                 open(app, tx, proof.user_id(), &login)
@@ -78,7 +80,11 @@ async fn login(mut ctx: RawCtx) -> Result<Response> {
         "m.login.token" => by_token(app, &login).await?,
         "m.login.application_service" => {
             let user_id = by_service(&ctx, &login)?;
-            let opened = app.store.transact(|tx| open(app, tx, &user_id, &login)).await?.value;
+            let open = |tx: &mut Tx| {
+                uia::not_an_administrator(tx, &user_id)?;
+                open(app, tx, &user_id, &login)
+            };
+            let opened = app.store.transact(open).await?.value;
             (user_id, opened.0, opened.1)
         }
         other => return Err(Error::unknown(format!("{other} is no way to log in here"))),
@@ -97,7 +103,7 @@ async fn login(mut ctx: RawCtx) -> Result<Response> {
 }
 
 /// The user whose password this is. Whether the name or the password is wrong nobody learns, nor sees in the time.
-async fn by_password(app: &App, login: &Login) -> Result<Proof> {
+async fn by_password(app: &App, login: &Login, ip: IpAddr) -> Result<Proof> {
     if let Some(identifier) = &login.identifier
         && identifier.kind != "m.id.user"
     {
@@ -106,19 +112,19 @@ async fn by_password(app: &App, login: &Login) -> Result<Proof> {
     let named = login.identifier.as_ref().and_then(|identifier| identifier.user.as_ref()).or(login.user.as_ref());
     let named = named.ok_or_else(|| Error::missing_param("identifier is missing"))?;
     let password = login.password.as_deref().ok_or_else(|| Error::missing_param("password is missing"))?;
-    whose_password(app, named, password).await
+    whose_password(app, named, password, ip).await
 }
 
 /// That the password is that of the user of this name.
-pub(super) async fn whose_password(app: &App, named: &str, password: &str) -> Result<Proof> {
+pub(super) async fn whose_password(app: &App, named: &str, password: &str, ip: IpAddr) -> Result<Proof> {
     let named = named.to_ascii_lowercase();
     let user_id = accounts::local_user(&app.server_name, &named);
     let name = user_id.as_ref().map_or(&*named, |user_id| user_id.as_str());
     app.limits.check(Class::Login, Owner::Name(name))?;
-    let now = app.clock.now_ms();
-    app.auth.lockout.check(name, now)?;
+    let (guesser, now) = (Guesser::At(ip), app.clock.now_ms());
+    app.auth.lockout.check(name, guesser, now)?;
     let proof = password::prove(app, user_id.as_deref(), password).await?;
-    app.auth.lockout.note(name, proof.is_some(), now);
+    app.auth.lockout.note(name, guesser, proof.is_some(), now);
     proof.ok_or_else(password::wrong)
 }
 
@@ -244,8 +250,18 @@ mod tests {
             assert!(refused.json()["retry_after_ms"].as_u64().unwrap() > 0);
         }
         assert_eq!(alice.client.get(WHOAMI).await.status, 200, "who is in stays in");
+        let path = format!("/_matrix/client/v3/devices/{}", alice.device_id);
+        let body = json!({ "auth": alice.auth() });
+        let deleted = alice.client.send(Method::DELETE, &path, crate::http::Body::from(body.to_string())).await;
+        assert_eq!(deleted.status, 200, "and may change what takes the password: {}", deleted.json());
         server.app.clock.advance(Duration::from_secs(601));
         assert_eq!(server.try_log_in("alice", PASSWORD, json!({})).await.status, 200);
+        for _ in 0..3 {
+            server.try_log_in("alice", "wrong horse", json!({})).await;
+        }
+        assert_eq!(server.try_log_in("alice", PASSWORD, json!({})).await.status, 429);
+        crate::users::admin::reset_password(&server.app, "alice", "battery staple", false).await.unwrap();
+        assert_eq!(server.try_log_in("alice", "battery staple", json!({})).await.status, 200, "a new password is new");
     }
 
     #[tokio::test]
@@ -311,6 +327,23 @@ mod tests {
         assert_eq!(one.client.get(WHOAMI).await.status, 401);
         assert_eq!(two.client.get(WHOAMI).await.status, 401);
         assert_eq!(bob.client.get(WHOAMI).await.status, 200);
+    }
+
+    #[tokio::test]
+    async fn two_pairs_of_one_refresh_token_do_not_end_the_session() {
+        let server = Server::default();
+        server.user("alice").await;
+        let login = server.try_log_in("alice", PASSWORD, json!({ "refresh_token": true })).await.json();
+        let refresh = async |token: &Value| server.client.post(REFRESH, json!({ "refresh_token": token })).await;
+        let pairs = [refresh(&login["refresh_token"]).await.json(), refresh(&login["refresh_token"]).await.json()];
+        let whoami = async |pair: &Value| {
+            server.client.with_token(pair["access_token"].as_str().unwrap()).get(WHOAMI).await.status.as_u16()
+        };
+        assert_eq!((whoami(&pairs[0]).await, whoami(&pairs[1]).await), (200, 200));
+        let next = refresh(&pairs[0]["refresh_token"]).await;
+        assert_eq!(next.status, 200, "{}", next.json());
+        assert_eq!(whoami(&next.json()).await, 200);
+        assert_eq!(refresh(&pairs[1]["refresh_token"]).await.status, 401, "the other pair was replaced");
     }
 
     #[tokio::test]

@@ -25,7 +25,8 @@ async fn upload(ctx: Ctx<upload_keys::Request>) -> Result<upload_keys::Response>
     let keys = given.map(|(usage, key)| SigningKey::new(user_id, usage, key.json().get().as_bytes()));
     let keys: Vec<SigningKey> = keys.collect::<Result<_>>()?;
     let store = &ctx.app.store;
-    let proven = ctx.requester.appservice.is_some();
+    let proven = ctx.requester.appservice.is_some()
+        && uia::not_an_administrator(&store.snapshot(), &ctx.requester.user_id).is_ok();
     let outcome = store.transact(|tx| cross_signing::upload(tx, user_id, &keys, proven)).await?.value;
     if outcome == Outcome::ProveYourself {
         let operation = "keys/device_signing/upload".to_owned();

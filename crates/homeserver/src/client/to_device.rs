@@ -41,8 +41,8 @@ async fn send_to_device(mut ctx: RawCtx) -> Result<Response> {
     if contents.into_iter().any(|content| !content.get().starts_with('{')) {
         return Err(Error::bad_json("The content of a message is an object"));
     }
-    let (sender, device_id) = (&*requester.user_id, requester.device_id.as_deref());
-    let txn = TxnKey::new(sender, device_id, &["sendToDevice", kind], <&TransactionId>::from(ctx.arg(1)));
+    let sender = &*requester.user_id;
+    let txn = TxnKey::new(requester, &["sendToDevice", kind], <&TransactionId>::from(ctx.arg(1)));
     let sending = Sending { sender, kind, messages: &body.messages, txn: txn.row(), now_ms: ctx.app.clock.now_ms() };
     let long = ctx.app.store.transact(|tx| to_device::send(tx, &ctx.app.server_name, &sending)).await?.value;
     for device in long {

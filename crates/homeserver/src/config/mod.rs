@@ -243,8 +243,8 @@ settings! {
         pub login_token_lifetime: Span = Span::seconds(120),
         /// The shortest password, in characters.
         pub password_min_length: usize = 8,
-        /// After so many wrong passwords in a row nobody logs in to an account by password for some time; who is logged in
-        /// already goes on. 0: never.
+        /// After so many wrong passwords in a row for an account from one network, nobody there logs in to it by password
+        /// for some time; others do, and who is logged in already goes on. 0: never.
         pub lockout_failures: u32 = 20,
         /// How long that is.
         pub lockout_time: Span = Span::seconds(10 * 60),

@@ -1,26 +1,40 @@
 //! Work that administrators ask for and then ask about: jobs that write down how they stand, and still know it for some
 //! days after their end.
 
-use ruma::{EventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
+use ruma::{EventId, OwnedRoomId, RoomId, UserId};
 use serde_json::{Map, Value, json};
-use store::{Pos, Read, Tx};
+use store::{Pos, Read, Tx, journal};
 
 use crate::App;
+use crate::appservice;
 use crate::error::{Error, Result};
 use crate::rooms::remove::{self, History};
 use crate::rooms::{membership, moderate};
-use crate::schema::{DeleteStep, EVENTS, HEADS, JOBS, Job, MEMBERSHIPS, TASKS, Task, TaskAction, TaskState, room_nr};
+use crate::schema::{
+    BLOCKED_ROOMS, Block, DeleteStep, EVENTS, HEADS, JOBS, Job, MEMBERSHIPS, Rooms, TASKS, Task, TaskAction, TaskState,
+    room_nr,
+};
 
 /// People who leave, or events that are redacted, before it is another job's turn.
 const SLICE: usize = 32;
 /// Events that are looked at for those of one user.
 const LOOK: usize = 2_000;
-/// The most names in a result.
-const MAX_NAMES: usize = 500;
+/// The most bytes of a list in a result: all lists of one have to fit into a row.
+const MAX_LIST_BYTES: usize = 24 * 1024;
+/// The most rooms that may be named, and the most bytes of a reason: a job has to fit into a row, too.
+pub const MAX_ROOMS: usize = 200;
+pub const MAX_REASON_BYTES: usize = 8 * 1024;
+/// Application services that are away hold up the deletion of a room for so long.
+const MAX_TELL_MS: u64 = 3 * 24 * 60 * 60 * 1000;
+/// How often to look whether they have been told.
+const TELL_PAUSE_MS: u64 = 1_000;
 /// A task is forgotten so long after its end.
 const KEEP_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 /// The most tasks that are forgotten when another one begins.
 const MAX_FORGOTTEN: usize = 100;
+
+/// Before this position lies everything.
+const NEWEST: u64 = u64::MAX >> 1;
 
 /// What to do with a room that is closed.
 #[derive(Clone, Debug)]
@@ -36,23 +50,26 @@ pub struct Removal {
 
 /// Begins to close a room. Returns the ID to ask for.
 pub async fn delete_room(app: &App, by: &str, removal: &Removal) -> Result<String> {
-    let block = crate::schema::Block { user_id: by.to_owned(), ts: app.clock.now_ms() };
     let begin = |tx: &mut Tx| {
-        let keep_block = removal.block || tx.contains(&crate::schema::BLOCKED_ROOMS, removal.room_id.as_str())?;
-        // Nobody comes back while the room is being emptied.
-        moderate::set_blocked(tx, &removal.room_id, Some(&block));
         let job = |task| Job::DeleteRoom {
             task,
             room_id: removal.room_id.to_string(),
-            step: DeleteStep::Leave { after: String::new() },
+            step: DeleteStep::Leave { after: 0, through: 0 },
             purge: removal.purge,
-            keep_block,
             new_room: removal.new_room.as_ref().map(ToString::to_string),
         };
         let new_room_id = removal.new_room.clone();
         let result = json!({ "kicked_users": [], "failed_to_kick_users": [], "local_aliases": [],
             "new_room_id": new_room_id });
-        begin(app, tx, TaskAction::DeleteRoom, removal.room_id.as_str(), &result, job)
+        let task = begin(app, tx, TaskAction::DeleteRoom, removal.room_id.as_str(), &result, job)?;
+        // Nobody comes back while the room is being emptied.
+        let known = tx.get(&BLOCKED_ROOMS, removal.room_id.as_str())?;
+        if removal.block || known.is_none_or(|block| block.task.is_some()) {
+            let only = Some(task.clone()).filter(|_| !removal.block);
+            let block = Block { user_id: by.to_owned(), ts: app.clock.now_ms(), task: only };
+            moderate::set_blocked(tx, &removal.room_id, Some(&block));
+        }
+        Ok::<_, Error>(task)
     };
     Ok(app.store.transact(begin).await?.value)
 }
@@ -74,32 +91,20 @@ pub async fn redact_user(
     reason: Option<&str>,
     limit: u64,
 ) -> Result<String> {
-    let job = |task, rooms: Vec<String>| Job::RedactUser {
+    let job = |task| Job::RedactUser {
         task,
         user_id: user_id.to_string(),
         reason: reason.map(str::to_owned),
-        rooms,
-        before: u64::MAX >> 1,
+        rooms: match rooms {
+            [] => Rooms::From(0),
+            rooms => Rooms::Named(rooms.iter().map(ToString::to_string).collect()),
+        },
+        before: NEWEST,
         left: limit,
     };
     let result = json!({ "redacted": 0, "failed_redactions": {} });
-    let begin = |tx: &mut Tx| {
-        let mut wanted: Vec<String> = rooms.iter().map(ToString::to_string).collect();
-        if wanted.is_empty() {
-            wanted = all_rooms(tx.unchecked(), user_id)?;
-        }
-        begin(app, tx, TaskAction::RedactUser, user_id.as_str(), &result, |task| job(task, wanted))
-    };
+    let begin = |tx: &mut Tx| begin(app, tx, TaskAction::RedactUser, user_id.as_str(), &result, job);
     Ok(app.store.transact(begin).await?.value)
-}
-
-fn all_rooms(read: &impl Read, user_id: &UserId) -> Result<Vec<String>> {
-    let mut rooms = Vec::new();
-    for row in read.scan(&MEMBERSHIPS, MEMBERSHIPS.prefix((user_id.as_str(),))) {
-        let ((_, room), _) = row?;
-        rooms.extend(read.get(&HEADS, room)?.map(|head| head.room_id));
-    }
-    Ok(rooms)
 }
 
 fn begin(
@@ -160,62 +165,97 @@ pub(super) async fn slice(app: &App, job: &Job) -> Result<Option<Job>> {
         Ok(Some(rest)) => (Some(rest), TaskState::Active, None),
         Ok(None) => (None, TaskState::Complete, None),
     };
-    note(app, task, |known| {
-        known.state = state;
-        known.error.clone_from(&error);
-    })
-    .await?;
+    let note = |tx: &mut Tx| -> Result<()> {
+        change(app, tx, task, |known| {
+            known.state = state;
+            known.error.clone_from(&error);
+        })?;
+        match job {
+            Job::DeleteRoom { room_id, .. } if rest.is_none() => unblock(tx, room_id, task),
+            _ => Ok(()),
+        }
+    };
+    app.store.transact(note).await?;
     Ok(rest)
 }
 
+/// Lets people in again, if it was this task alone that kept them out.
+fn unblock(tx: &mut Tx, room_id: &str, task: &str) -> Result<()> {
+    if tx.get(&BLOCKED_ROOMS, room_id)?.is_some_and(|block| block.task.as_deref() == Some(task)) {
+        tx.delete(&BLOCKED_ROOMS, room_id);
+    }
+    Ok(())
+}
+
 /// Writes down how a task stands.
-async fn note(app: &App, id: &str, change: impl Fn(&mut Task) + Send + Sync) -> Result<()> {
-    let note = |tx: &mut Tx| -> Result<()> {
-        if let Some(mut task) = tx.get(&TASKS, id)? {
-            change(&mut task);
-            task.changed_ts = app.clock.now_ms();
-            tx.put(&TASKS, id, &task);
-        }
-        Ok(())
-    };
-    app.store.transact(note).await.map(drop)
+fn change(app: &App, tx: &mut Tx, id: &str, change: impl Fn(&mut Task)) -> Result<()> {
+    if let Some(mut task) = tx.get(&TASKS, id)? {
+        change(&mut task);
+        task.changed_ts = app.clock.now_ms();
+        tx.put(&TASKS, id, &task);
+    }
+    Ok(())
 }
 
 /// Writes down a part of a task's result.
-async fn note_result(app: &App, id: &str, change: impl Fn(&mut Map<String, Value>) + Send + Sync) -> Result<()> {
-    note(app, id, |task| {
+fn change_result(app: &App, tx: &mut Tx, id: &str, part: impl Fn(&mut Map<String, Value>)) -> Result<()> {
+    change(app, tx, id, |task| {
         let mut result = serde_json::from_str::<Map<String, Value>>(&task.result).unwrap_or_default();
-        change(&mut result);
+        part(&mut result);
         task.result = Value::Object(result).to_string();
     })
-    .await
+}
+
+async fn note_result(app: &App, id: &str, part: impl Fn(&mut Map<String, Value>) + Send + Sync) -> Result<()> {
+    app.store.transact(|tx| change_result(app, tx, id, &part)).await.map(drop)
 }
 
 /// Adds names to a list of a result, as far as there is room.
 fn add_names(result: &mut Map<String, Value>, list: &str, names: &[String]) {
     if let Some(list) = result.get_mut(list).and_then(Value::as_array_mut) {
-        let room = MAX_NAMES.saturating_sub(list.len());
-        list.extend(names.iter().take(room).map(|name| json!(name)));
+        let mut bytes = json!(list).to_string().len();
+        for name in names.iter().map(|name| json!(name)) {
+            bytes += name.to_string().len() + 1;
+            if bytes > MAX_LIST_BYTES {
+                break;
+            }
+            list.push(name);
+        }
     }
 }
 
 async fn delete_slice(app: &App, job: &Job) -> Result<Option<Job>> {
-    let Job::DeleteRoom { task, room_id, step, purge, keep_block, new_room } = job else { return Ok(None) };
+    let Job::DeleteRoom { task, room_id, step, purge, new_room } = job else { return Ok(None) };
     let room_id = RoomId::parse(room_id).map_err(Error::internal)?;
     let new_room = new_room.as_ref().map(|id| RoomId::parse(id).map_err(Error::internal)).transpose()?;
+    let rest = |step: DeleteStep| {
+        let mut rest = job.clone();
+        if let Job::DeleteRoom { step: next, .. } = &mut rest {
+            *next = step;
+        }
+        rest
+    };
     let next = match step {
-        DeleteStep::Leave { after } => {
-            let members = remove::next_members(app, &room_id, after, SLICE)?;
+        DeleteStep::Leave { after, through } => {
+            let through = if *through == 0 { app.store.tip().0 } else { *through };
+            let (members, next) = remove::next_members(app, &room_id, (Pos(*after), Pos(through)), SLICE)?;
             empty(app, task, &room_id, new_room.as_deref(), &members).await?;
-            match members.last().filter(|_| members.len() == SLICE) {
-                Some((last, _)) => Some(DeleteStep::Leave { after: last.to_string() }),
+            match next {
+                Some(next) => Some(DeleteStep::Leave { after: next.0, through }),
                 None => {
-                    let unlist = |tx: &mut Tx| remove::unlist(tx, &room_id, new_room.as_deref());
-                    let names = app.store.transact(unlist).await?.value;
-                    note_result(app, task, |result| add_names(result, "local_aliases", &names)).await?;
-                    purge.then_some(DeleteStep::Forget { from: 0 })
+                    unlist(app, task, &room_id, new_room.as_deref()).await?;
+                    let until_ts = app.clock.now_ms().saturating_add(MAX_TELL_MS);
+                    purge.then(|| DeleteStep::Tell { through: app.store.tip().0, until_ts })
                 }
             }
+        }
+        DeleteStep::Tell { through, until_ts } => {
+            let now = app.clock.now_ms();
+            if now < *until_ts && !all_told(&app.store.snapshot(), Pos(*through))? {
+                let job = Box::new(job.clone());
+                return Ok(Some(Job::Later { job, attempts: 0, due_ts: now.saturating_add(TELL_PAUSE_MS) }));
+            }
+            Some(DeleteStep::Forget { from: 0 })
         }
         DeleteStep::Forget { from } => {
             let forget = |tx: &mut Tx| remove::forget_members(app, tx, &room_id, Pos(*from));
@@ -227,21 +267,19 @@ async fn delete_slice(app: &App, job: &Job) -> Result<Option<Job>> {
             (!done).then_some(DeleteStep::Purge)
         }
     };
-    let Some(step) = next else {
-        if !keep_block {
-            let unblock = |tx: &mut Tx| -> Result<()> {
-                moderate::set_blocked(tx, &room_id, None);
-                Ok(())
-            };
-            app.store.transact(unblock).await?;
+    Ok(next.map(rest))
+}
+
+/// Whether all application services have gone through what the journal has up to a position.
+fn all_told(read: &impl Read, through: Pos) -> Result<bool> {
+    for (follower, seen) in journal::cursors(read)? {
+        let is_service = follower.starts_with(appservice::FOLLOWERS);
+        let next = journal::read(read, seen, 1)?;
+        if is_service && next.first().is_some_and(|entry| entry.version <= through) {
+            return Ok(false);
         }
-        return Ok(None);
-    };
-    let mut rest = job.clone();
-    if let Job::DeleteRoom { step: rest, .. } = &mut rest {
-        *rest = step;
     }
-    Ok(Some(rest))
+    Ok(true)
 }
 
 /// Makes people leave a room, and those who were in it join another one, if there is one.
@@ -250,17 +288,18 @@ async fn empty(
     task: &str,
     room_id: &RoomId,
     new_room: Option<&RoomId>,
-    members: &[(OwnedUserId, bool)],
+    members: &[remove::Member],
 ) -> Result<()> {
     let (mut left, mut failed) = (Vec::new(), Vec::new());
     for (user_id, joined) in members {
+        // First of all: who has left is not met again.
+        if let Some(new_room) = new_room.filter(|_| *joined) {
+            super::skip_failure(new_room, moderate::join(app, None, user_id, new_room).await)?;
+        }
         let outcome = membership::leave(app, user_id, room_id).await;
         super::skip_failure(room_id, outcome.as_ref().copied().map_err(again))?;
         let list = if outcome.is_ok() { &mut left } else { &mut failed };
         list.push(user_id.to_string());
-        if let Some(new_room) = new_room.filter(|_| *joined && outcome.is_ok()) {
-            super::skip_failure(new_room, moderate::join(app, None, user_id, new_room).await)?;
-        }
     }
     note_result(app, task, |result| {
         add_names(result, "kicked_users", &left);
@@ -269,13 +308,30 @@ async fn empty(
     .await
 }
 
+/// Takes a room out of the directory, and all its names away or over to another room.
+async fn unlist(app: &App, task: &str, room_id: &RoomId, new_room: Option<&RoomId>) -> Result<()> {
+    loop {
+        let some = |tx: &mut Tx| -> Result<bool> {
+            let names = remove::unlist(tx, room_id, new_room)?;
+            change_result(app, tx, task, |result| add_names(result, "local_aliases", &names))?;
+            Ok(names.is_empty())
+        };
+        if app.store.transact(some).await?.value {
+            return Ok(());
+        }
+    }
+}
+
 async fn purge_slice(app: &App, job: &Job) -> Result<Option<Job>> {
     let Job::PurgeHistory { task, room_id, after, before, local } = job else { return Ok(None) };
     let room_id = RoomId::parse(room_id).map_err(Error::internal)?;
     let history = History { after: Pos(*after), before: Pos(*before), local: *local };
-    let purge = |tx: &mut Tx| remove::purge_history(app, tx, &room_id, history);
-    let (gone, next) = app.store.transact(purge).await?.value;
-    note_result(app, task, |result| add(result, "deleted_events", gone)).await?;
+    let purge = |tx: &mut Tx| -> Result<Option<Pos>> {
+        let (gone, next) = remove::purge_history(app, tx, &room_id, history)?;
+        change_result(app, tx, task, |result| add(result, "deleted_events", gone))?;
+        Ok(next)
+    };
+    let next = app.store.transact(purge).await?.value;
     Ok(next.map(|next| Job::PurgeHistory {
         task: task.clone(),
         room_id: room_id.to_string(),
@@ -292,14 +348,13 @@ fn add(result: &mut Map<String, Value>, figure: &str, more: usize) {
 
 async fn redact_slice(app: &App, job: &Job) -> Result<Option<Job>> {
     let Job::RedactUser { task, user_id, reason, rooms, before, left } = job else { return Ok(None) };
-    let mut rooms = rooms.clone();
-    let Some(room_id) = rooms.last().cloned() else { return Ok(None) };
-    let room_id = RoomId::parse(room_id).map_err(Error::internal)?;
+    let Some((room_id, after)) = first_room(&app.store.snapshot(), user_id, rooms)? else { return Ok(None) };
     let most = SLICE.min(usize::try_from(*left).unwrap_or(SLICE));
     let (said, next) = said_by(app, &room_id, user_id, *before, most)?;
+    let redactor = if said.is_empty() { None } else { moderate::redactor(app, &room_id).await? };
     let mut failed = Map::new();
     for event_id in &said {
-        if let Err(cause) = redact(app, &room_id, event_id, reason.as_deref()).await {
+        if let Err(cause) = redact(app, &room_id, event_id, redactor.as_deref(), reason.as_deref()).await {
             failed.insert(event_id.clone(), json!(cause.message()));
         }
     }
@@ -307,26 +362,53 @@ async fn redact_slice(app: &App, job: &Job) -> Result<Option<Job>> {
     note_result(app, task, |result| {
         add(result, "redacted", redacted);
         if let Some(known) = result.get_mut("failed_redactions").and_then(Value::as_object_mut) {
-            let room = MAX_NAMES.saturating_sub(known.len());
-            known.extend(failed.clone().into_iter().take(room));
+            let mut bytes = json!(known).to_string().len();
+            for (event_id, why) in &failed {
+                bytes += event_id.len() + why.to_string().len() + 8;
+                if bytes <= MAX_LIST_BYTES {
+                    known.insert(event_id.clone(), why.clone());
+                }
+            }
         }
     })
     .await?;
-    if next.is_none() {
-        rooms.pop();
-    }
     let left = left.saturating_sub(said.len() as u64);
-    if rooms.is_empty() || left == 0 {
-        return Ok(None);
-    }
+    let rooms = if next.is_some() { Some(rooms.clone()) } else { after };
+    let Some(rooms) = rooms.filter(|_| left > 0) else { return Ok(None) };
     let (task, user_id, reason) = (task.clone(), user_id.clone(), reason.clone());
-    let before = next.unwrap_or(u64::MAX >> 1);
-    Ok(Some(Job::RedactUser { task, user_id, reason, rooms, before, left }))
+    Ok(Some(Job::RedactUser { task, user_id, reason, rooms, before: next.unwrap_or(NEWEST), left }))
 }
 
-async fn redact(app: &App, room_id: &RoomId, event_id: &str, reason: Option<&str>) -> Result<()> {
+/// The first of some rooms, and those after it.
+fn first_room(read: &impl Read, user_id: &str, rooms: &Rooms) -> Result<Option<(OwnedRoomId, Option<Rooms>)>> {
+    match rooms {
+        Rooms::Named(named) => {
+            let Some((first, rest)) = named.split_last() else { return Ok(None) };
+            let first = RoomId::parse(first).map_err(Error::internal)?;
+            Ok(Some((first, Some(Rooms::Named(rest.to_vec())))))
+        }
+        Rooms::From(from) => {
+            for row in read.scan(&MEMBERSHIPS, MEMBERSHIPS.prefix((user_id,)).from((user_id, *from))).keys() {
+                let (_, room) = row?;
+                if let Some(head) = read.get(&HEADS, room)? {
+                    let room_id = RoomId::parse(head.room_id).map_err(Error::internal)?;
+                    return Ok(Some((room_id, room.checked_add(1).map(Rooms::From))));
+                }
+            }
+            Ok(None)
+        }
+    }
+}
+
+async fn redact(
+    app: &App,
+    room_id: &RoomId,
+    event_id: &str,
+    redactor: Option<&UserId>,
+    reason: Option<&str>,
+) -> Result<()> {
     let event_id = EventId::parse(event_id).map_err(Error::internal)?;
-    let outcome = moderate::redact(app, room_id, &event_id, reason).await;
+    let outcome = moderate::redact(app, room_id, &event_id, redactor, reason).await;
     super::skip_failure(room_id, outcome.as_ref().copied().map_err(again))?;
     outcome
 }

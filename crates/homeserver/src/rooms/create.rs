@@ -145,7 +145,12 @@ fn check(app: &App, request: &Request) -> Result<()> {
 /// Bounds how many people a request invites, in whichever way it does.
 fn check_invites(invite: &[Person], initial_state: &[InitialState]) -> Result<()> {
     let is_invite = |entry: &&InitialState| entry.kind == TimelineEventType::RoomMember && invites(&entry.content);
-    if invite.len() + initial_state.iter().filter(is_invite).count() > MAX_INVITES {
+    check_number(invite.len() + initial_state.iter().filter(is_invite).count())
+}
+
+/// Bounds how many people are invited in one request.
+pub fn check_number(invites: usize) -> Result<()> {
+    if invites > MAX_INVITES {
         return Err(Error::invalid_param(format!("A room can be made with {MAX_INVITES} invites at most")));
     }
     Ok(())

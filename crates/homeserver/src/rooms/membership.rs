@@ -49,11 +49,7 @@ pub async fn carry_out(app: &App, room_id: &RoomId, wish: Wish<'_>) -> Result<()
     if wish.act == Act::Invite {
         check_invitee(app, wish.target)?;
     }
-    let blockable = matches!(wish.act, Act::Join | Act::Knock | Act::Invite);
     change(app, room_id, |room| {
-        if blockable && room.tx.contains(&schema::BLOCKED_ROOMS, room.room_id.as_str())? {
-            return Err(Error::forbidden("This room is blocked on this server"));
-        }
         let (actor, target) = (membership(room, wish.actor)?, membership(room, wish.target)?);
         let plan = check(wish.act, (wish.actor, &actor), (wish.target, &target), &room.power()?).map_err(refuse)?;
         if plan == Plan::Nothing {
@@ -181,6 +177,24 @@ pub async fn forget(app: &App, user_id: &UserId, room_id: &RoomId) -> Result<()>
         })
         .await?;
     Ok(())
+}
+
+/// Nobody comes into a room that is blocked, whichever way. Who is there may still change what their member event says.
+pub fn check_not_blocked(room: &RoomTx<'_>, member: &Draft) -> Result<()> {
+    let wanted = match member.content.get("membership") {
+        Some(CanonicalJsonValue::String(wanted)) => Member::from(wanted.as_str()),
+        _ => return Ok(()),
+    };
+    if !matches!(wanted, Member::Join | Member::Invite | Member::Knock)
+        || !room.tx.contains(&schema::BLOCKED_ROOMS, room.room_id.as_str())?
+    {
+        return Ok(());
+    }
+    let Some(Ok(target)) = member.state_key.as_deref().map(UserId::parse) else { return Ok(()) };
+    match membership(room, &target)? {
+        Member::Join => Ok(()),
+        _ => Err(Error::forbidden("This room is blocked on this server")),
+    }
 }
 
 /// Only people who exist can be invited, and only people on this server while federation is off.

@@ -43,7 +43,7 @@ pub async fn join(app: &App, inviter: Option<&UserId>, user_id: &UserId, room_id
     }
 }
 
-/// Somebody of this server in a room with the power to do something: `first` if they have it.
+/// Somebody of this server in a room with the power to do something: `first` if they have it, else the strongest.
 async fn someone_who(
     app: &App,
     room_id: &RoomId,
@@ -52,12 +52,37 @@ async fn someone_who(
 ) -> Result<Option<OwnedUserId>> {
     let found = change(app, room_id, |room| {
         let power = room.power()?;
-        let mut able = joined_local_users(room)?;
-        able.retain(|user| power.allows(user, action));
+        let may = |user: &UserId| {
+            let sends =
+                action != Action::Redact || power.allows_sending(user, &TimelineEventType::RoomRedaction, false);
+            sends && power.allows(user, action)
+        };
+        let mut able = named_in_power(room)?;
+        able.extend(first.map(ToOwned::to_owned));
+        able.retain(|user| may(user));
+        able.retain(|user| matches!(room.membership_of(user), Ok(MembershipState::Join)));
+        if able.is_empty() {
+            // Where everybody may, nobody need be named.
+            able = joined_local_users(room)?;
+            able.retain(|user| may(user));
+        }
         let wanted = able.iter().find(|user| first.map(UserId::as_str) == Some(user.as_str()));
-        Ok(wanted.or(able.first()).cloned())
+        Ok(wanted.or_else(|| able.iter().max_by_key(|user| power.of(user))).cloned())
     });
     Ok(found.await?.value)
+}
+
+/// Users of this server to whom a room gives a power of their own: a few, where its members may be very many.
+fn named_in_power(room: &RoomTx<'_>) -> Result<Vec<OwnedUserId>> {
+    let mut named: Vec<OwnedUserId> = room.power()?.privileged_creators().cloned().collect();
+    if let Some(levels) = room.state(&StateEventType::RoomPowerLevels, "")? {
+        let content = send::content_from(levels.content.get().as_bytes())?;
+        if let Some(CanonicalJsonValue::Object(users)) = content.get("users") {
+            named.extend(users.keys().filter_map(|user| UserId::parse(user.as_str()).ok()));
+        }
+    }
+    named.retain(|user| room.is_local(user));
+    Ok(named)
 }
 
 /// Gives a user as much power in a room as anybody of this server has who can give it, and invites them if they are not
@@ -123,22 +148,31 @@ pub async fn drop_extremities(app: &App, room_id: &RoomId) -> Result<usize> {
     Ok(dropped.await?.value)
 }
 
-/// Redacts an event: as its sender if they are in the room, else as somebody who may.
-pub async fn redact(app: &App, room_id: &RoomId, event_id: &EventId, reason: Option<&str>) -> Result<()> {
+/// Somebody of this server in a room who may redact what others said.
+pub async fn redactor(app: &App, room_id: &RoomId) -> Result<Option<OwnedUserId>> {
+    someone_who(app, room_id, Action::Redact, None).await
+}
+
+/// Redacts an event: as its sender if they are in the room and may, else as somebody who may.
+pub async fn redact(
+    app: &App,
+    room_id: &RoomId,
+    event_id: &EventId,
+    redactor: Option<&UserId>,
+    reason: Option<&str>,
+) -> Result<()> {
     let redact = |room: &mut RoomTx<'_>| -> Result<()> {
         let Some(target) = find(room, event_id)? else { return Ok(()) };
-        let able = if room.membership_of(&target.sender)? == MembershipState::Join {
-            Some(target.sender.clone())
-        } else {
-            let power = room.power()?;
-            joined_local_users(room)?.into_iter().find(|user| power.allows(user, Action::Redact))
-        };
+        let sender = &*target.sender;
+        let own = room.membership_of(sender)? == MembershipState::Join
+            && room.power()?.allows_sending(sender, &TimelineEventType::RoomRedaction, false);
+        let able = Some(sender).filter(|_| own).or(redactor);
         let able = able.ok_or_else(|| Error::forbidden("Nobody of this server may redact this event"))?;
         let mut content = CanonicalJsonObject::new();
         if let Some(reason) = reason {
             content.insert("reason".to_owned(), CanonicalJsonValue::String(reason.to_owned()));
         }
-        send::put(room, send::redaction(able, event_id.to_owned(), content, app.clock.now()), None)?;
+        send::put(room, send::redaction(able.to_owned(), event_id.to_owned(), content, app.clock.now()), None)?;
         Ok(())
     };
     change(app, room_id, redact).await.map(drop)

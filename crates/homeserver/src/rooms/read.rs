@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use ruma::events::StateEventType;
-use ruma::{EventId, OwnedRoomId, RoomId};
+use ruma::{EventId, OwnedRoomId, RoomId, UserId};
 use store::{Pos, Read, Store};
 
 use crate::error::{Error, Result};
@@ -140,6 +140,13 @@ impl<'a, R: Read> RoomReader<'a, R> {
 
     pub fn event(&self, room: RoomNr, at: Pos) -> Result<Option<StoredEvent>> {
         Ok(self.read.get(&schema::EVENTS, (room, at))?)
+    }
+
+    /// The ID of a room that was deleted a while ago, and the event that says what became of a user there.
+    pub fn closed(&self, room: RoomNr, user_id: &UserId) -> Result<Option<(String, StoredEvent)>> {
+        let Some(room_id) = self.read.get(&schema::CLOSED_ROOMS, room)? else { return Ok(None) };
+        let last = self.read.get(&schema::LAST_EVENTS, (room, user_id.as_str()))?;
+        Ok(last.map(|event| (room_id, event)))
     }
 
     /// Where an event lies, if it is in this room.

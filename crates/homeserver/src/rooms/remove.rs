@@ -5,47 +5,65 @@
 
 use ::rooms::state::{Part, Select};
 use ruma::{OwnedUserId, RoomId, UserId};
+use store::limits::BATCH_BYTES;
 use store::{Pos, Read, Tx};
 
 use super::read::RoomReader;
-use super::shown::membership;
+use super::shown::{membership, redacts};
 use super::{aliases, relations, search};
 use crate::App;
 use crate::error::{Error, Result};
-use crate::schema::{self, MembershipState, RoomNr, room_nr};
+use crate::schema::{self, Membership, MembershipState, RoomNr, room_nr};
 use crate::stored::StoredEvent;
 
 /// Rows that are looked at in one commit.
 const SLICE: usize = 200;
+/// Clients that come by within this time hear that a room is gone.
+const REMEMBERED_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 
-/// The next users of this server who are in a room or asked to be, after one.
-pub fn next_members(app: &App, room_id: &RoomId, after: &str, most: usize) -> Result<Vec<(OwnedUserId, bool)>> {
+/// Somebody, and whether they have joined.
+pub type Member = (OwnedUserId, bool);
+
+/// Those of this server who are in a room or asked to be, whose member event lies after a position and up to another: some
+/// of them, and after which position to go on.
+pub fn next_members(
+    app: &App,
+    room_id: &RoomId,
+    (after, through): (Pos, Pos),
+    most: usize,
+) -> Result<(Vec<Member>, Option<Pos>)> {
     let read = app.store.snapshot();
     let reader = RoomReader::new(&app.room_cache, &read);
-    let Some((room, head)) = reader.head(room_id)? else { return Ok(Vec::new()) };
+    let Some((room, head)) = reader.head(room_id)? else { return Ok((Vec::new(), None)) };
+    let mut positions = reader.state_positions(head.state, Select::Only(Part::Members))?;
+    positions.retain(|at| *at > after && *at <= through);
+    positions.sort_unstable();
     let mut members = Vec::new();
-    for (_, event) in reader.state_events(room, head.state, Select::Only(Part::Members))? {
-        let user_id = event.state_key().filter(|user_id| *user_id > after).and_then(|key| UserId::parse(key).ok());
-        let Some(user_id) = user_id.filter(|user_id| user_id.server_name() == app.server_name) else { continue };
-        match membership(&event) {
-            Some(MembershipState::Join) => members.push((user_id, true)),
-            Some(MembershipState::Invite | MembershipState::Knock) => members.push((user_id, false)),
-            _ => {}
+    for chunk in positions.chunks(SLICE) {
+        for (at, event) in reader.events_at(room, chunk)? {
+            let user_id = event.state_key().and_then(|key| UserId::parse(key).ok());
+            let Some(user_id) = user_id.filter(|user_id| user_id.server_name() == app.server_name) else { continue };
+            match membership(&event) {
+                Some(MembershipState::Join) => members.push((user_id, true)),
+                Some(MembershipState::Invite | MembershipState::Knock) => members.push((user_id, false)),
+                _ => {}
+            }
+            if members.len() == most {
+                return Ok((members, Some(at)));
+            }
         }
     }
-    members.sort_unstable();
-    members.truncate(most);
-    Ok(members)
+    Ok((members, None))
 }
 
-/// Takes a room out of the directory, and its names away or over to another room. Returns the names.
+/// Takes a room out of the directory, and some of its names away or over to another room. Returns these names.
 pub fn unlist(tx: &mut Tx, room_id: &RoomId, new: Option<&RoomId>) -> Result<Vec<String>> {
     tx.delete(&schema::PUBLIC_ROOMS, room_nr(room_id));
     let mut names = aliases::of_room(tx.unchecked(), room_id)?;
     names.truncate(SLICE);
     for alias in &names {
-        let Some(row) = tx.get(&schema::ALIASES, alias)? else { continue };
         tx.delete(&schema::ROOM_ALIASES, (room_nr(room_id), alias));
+        let Some(row) = tx.get(&schema::ALIASES, alias)? else { continue };
         match new {
             Some(new) => {
                 tx.put(&schema::ALIASES, alias, &schema::Alias { room_id: new.to_string(), ..row });
@@ -57,8 +75,8 @@ pub fn unlist(tx: &mut Tx, room_id: &RoomId, new: Option<&RoomId>) -> Result<Vec
     Ok(names)
 }
 
-/// Forgets what some users of this server are and were in a room. Where to go on, or `None` when nobody reaches the room
-/// any more.
+/// Forgets what some users of this server are and were in a room, but for the fact that it is over: their clients have
+/// still to hear of that. Where to go on, or `None` when nobody reaches the room any more.
 pub fn forget_members(app: &App, tx: &mut Tx, room_id: &RoomId, from: Pos) -> Result<Option<Pos>> {
     let view = tx.unchecked();
     let reader = RoomReader::new(&app.room_cache, view);
@@ -69,16 +87,60 @@ pub fn forget_members(app: &App, tx: &mut Tx, room_id: &RoomId, from: Pos) -> Re
     let next = positions.get(SLICE).copied();
     positions.truncate(SLICE);
     let members = reader.events_at(room, &positions)?;
-    for (_, event) in members {
+    for (at, event) in members {
+        // Member events may be large.
+        if tx.batch().size_bytes() > BATCH_BYTES / 2 {
+            return Ok(Some(at));
+        }
         if let Some(user_id) = event.state_key() {
-            tx.delete(&schema::MEMBERSHIPS, (user_id, room));
+            forget_member(tx, room, user_id, &event)?;
         }
     }
     if next.is_none() {
         tx.get(&schema::HEADS, room)?;
         tx.delete(&schema::HEADS, room);
+        tx.put(&schema::CLOSED_ROOMS, room, &head.room_id);
+        let job = schema::Job::ForgetClosed { room };
+        let due_ts = app.clock.now_ms().saturating_add(REMEMBERED_MS);
+        let at = tx.next_pos();
+        tx.put(&schema::JOBS, at, &schema::Job::Later { job: Box::new(job), attempts: 0, due_ts });
     }
     Ok(next)
+}
+
+fn forget_member(tx: &mut Tx, room: RoomNr, user_id: &str, event: &StoredEvent) -> Result<()> {
+    let Some(row) = tx.get(&schema::MEMBERSHIPS, (user_id, room))? else { return Ok(()) };
+    let left = matches!(row.state, MembershipState::Leave | MembershipState::Ban);
+    let over = Membership {
+        state: MembershipState::Leave,
+        // Who could not leave is out now.
+        event: if left { row.event } else { tx.next_pos() },
+        joined: None,
+        left: None,
+        was_joined: false,
+        forgotten: true,
+    };
+    tx.put(&schema::MEMBERSHIPS, (user_id, room), &over);
+    tx.put(&schema::LAST_EVENTS, (room, user_id), event);
+    Ok(())
+}
+
+/// Forgets some of those who were in a room that was deleted. Says whether those were all.
+pub fn forget_closed(tx: &mut Tx, room: RoomNr) -> Result<bool> {
+    let is_back = tx.contains(&schema::HEADS, room)?;
+    let last = schema::LAST_EVENTS.prefix((room,)).limit(SLICE);
+    let last: Vec<(RoomNr, String)> =
+        tx.unchecked().scan(&schema::LAST_EVENTS, last).keys().collect::<Result<_, _>>()?;
+    for (_, user_id) in &last {
+        tx.delete(&schema::LAST_EVENTS, (room, user_id));
+        if !is_back && tx.contains(&schema::MEMBERSHIPS, (user_id, room))? {
+            tx.delete(&schema::MEMBERSHIPS, (user_id, room));
+        }
+    }
+    if last.len() < SLICE {
+        tx.delete(&schema::CLOSED_ROOMS, room);
+    }
+    Ok(last.len() < SLICE)
 }
 
 /// Deletes some of the rows of a room that is forgotten. Says whether that was all.
@@ -163,6 +225,7 @@ pub fn purge_history(app: &App, tx: &mut Tx, room_id: &RoomId, history: History)
     for ((_, at), event) in &events {
         let is_local = UserId::parse(event.sender()).is_ok_and(|user_id| user_id.server_name() == app.server_name);
         let stays = event.state_key().is_some()
+            || redacts_what_stays(tx, room, event)?
             || head.extremities.iter().any(|id| id == event.event_id())
             || (is_local && !history.local);
         if stays {
@@ -174,6 +237,17 @@ pub fn purge_history(app: &App, tx: &mut Tx, room_id: &RoomId, history: History)
         gone += 1;
     }
     Ok((gone, next))
+}
+
+/// Whether an event is the redaction of state, which nobody would understand without it.
+fn redacts_what_stays(tx: &mut Tx, room: RoomNr, event: &StoredEvent) -> Result<bool> {
+    if event.kind() != "m.room.redaction" {
+        return Ok(false);
+    }
+    let Some(target) = redacts(event) else { return Ok(false) };
+    let Some(found) = tx.get(&schema::EVENT_IDS, &target)?.filter(|found| found.room == room) else { return Ok(false) };
+    let target = tx.get(&schema::EVENTS, (room, found.at))?;
+    Ok(target.is_some_and(|target| target.state_key().is_some()))
 }
 
 /// An event that goes relates to nothing any more, and is the root of no thread.

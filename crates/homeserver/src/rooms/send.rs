@@ -7,13 +7,14 @@ use ::rooms::build::Draft;
 use ::rooms::redact::may_redact;
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, DeviceId, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedUserId,
-    RoomId, TransactionId, UserId,
+    CanonicalJsonObject, CanonicalJsonValue, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedUserId, RoomId,
+    TransactionId, UserId,
 };
 use serde::Deserialize;
 use store::{Read as _, Tx};
 
 use crate::App;
+use crate::auth::Requester;
 use crate::error::{Error, ErrorCode, Result};
 use crate::rooms::change;
 use crate::rooms::membership;
@@ -22,7 +23,10 @@ use crate::rooms::write::{Origin, RoomTx};
 use crate::schema::{self, MembershipState, Txn};
 use crate::stored::TxnEcho;
 
-/// A transaction of a client: its scope is the device and the path (pitfall 1).
+/// Begins the scope of transactions of those who have no device.
+const NO_DEVICE: char = '\n';
+
+/// A transaction of a client: its scope is the device, or else the token, and the path (pitfall 1).
 #[derive(Clone, Debug)]
 pub struct TxnKey {
     user_id: OwnedUserId,
@@ -33,7 +37,12 @@ pub struct TxnKey {
 
 impl TxnKey {
     /// `path` is what identifies the endpoint, without the transaction ID.
-    pub fn new(user_id: &UserId, device_id: Option<&DeviceId>, path: &[&str], transaction_id: &TransactionId) -> Self {
+    pub fn new(requester: &Requester, path: &[&str], transaction_id: &TransactionId) -> Self {
+        let device_id = match &requester.device_id {
+            Some(device_id) => device_id.to_string(),
+            // Sessions without a device know nothing of each other. No device has such a name.
+            None => format!("{NO_DEVICE}{}", requester.token_id),
+        };
         let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
         for part in path.iter().copied().chain([transaction_id.as_str()]) {
             digest.update(&(part.len() as u64).to_be_bytes());
@@ -41,12 +50,7 @@ impl TxnKey {
         }
         let mut hash = [0; 16];
         hash.copy_from_slice(&digest.finish().as_ref()[..16]);
-        TxnKey {
-            user_id: user_id.to_owned(),
-            device_id: device_id.map_or_else(String::new, ToString::to_string),
-            hash,
-            transaction_id: transaction_id.to_string(),
-        }
+        TxnKey { user_id: requester.user_id.clone(), device_id, hash, transaction_id: transaction_id.to_string() }
     }
 
     /// The key of its row.
@@ -57,7 +61,7 @@ impl TxnKey {
     /// A logout takes the device's transactions along: what it overtook could be done a second time.
     pub fn check_device(&self, tx: &Tx) -> Result<()> {
         let device = (self.user_id.as_str(), self.device_id.as_str());
-        if self.device_id.is_empty() || tx.contains(&schema::DEVICES, device)? {
+        if self.device_id.starts_with(NO_DEVICE) || tx.contains(&schema::DEVICES, device)? {
             return Ok(());
         }
         Err(Error::unknown_token())

@@ -271,7 +271,7 @@ async fn pitfall_001_a_transaction_is_one_event_however_often_it_comes() {
     let key = |device: &str, path: &str, id: &str| {
         let asks = requester("alice", device);
         let path = ["send", room.as_str(), path];
-        TxnKey::new(&asks.user_id, asks.device_id.as_deref(), &path, <&TransactionId>::from(id))
+        TxnKey::new(&asks, &path, <&TransactionId>::from(id))
     };
     let post = |txn: TxnKey| send(&world.app, &room, world.draft("alice", "m.a", json!({})), Some(txn));
     world.log_in("alice", "D1").await;

@@ -20,7 +20,7 @@ use store::{Pos, Read as _, Tx, ValueBuf, View};
 
 use crate::App;
 use crate::error::{Error, Result};
-use crate::rooms::membership::takes_guests;
+use crate::rooms::membership::{check_not_blocked, takes_guests};
 use crate::rooms::read::RoomReader;
 use crate::rooms::relations::{ANNOTATION, THREAD, annotation_hash, forget_annotation, newest_reply};
 use crate::schema::{self, EventAt, Job, Membership, MembershipState, Relation, RoomNr, room_nr};
@@ -160,6 +160,9 @@ impl<'a> RoomTx<'a> {
 
     /// Makes the draft an event of this room, if the rules allow it, and puts it and what follows into the batch.
     pub fn append(&mut self, draft: Draft, origin: Origin) -> Result<Appended> {
+        if draft.kind == TimelineEventType::RoomMember {
+            check_not_blocked(self, &draft)?;
+        }
         let keys = auth_types(&draft, self.rules).map_err(|refusal| Error::forbidden(refusal.0))?;
         let mut auth_events = Vec::with_capacity(keys.len());
         for (kind, state_key) in &keys {

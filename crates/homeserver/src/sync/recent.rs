@@ -124,14 +124,19 @@ impl Recent {
         log.commits.extend(touched);
     }
 
-    /// An event was redacted: everywhere it now is what is left of it.
+    /// An event was redacted, or is gone: everywhere it now is what is left of it.
     fn rewrite(&self, log: &mut Log, version: Pos, (room, at): (RoomNr, Pos), event: Option<StoredEvent>) {
         self.gate.rewritten(version, || {
             self.events.remove(&EventAt { room, at });
         });
-        let known = log.rooms.get_mut(&room).and_then(|events| events.iter_mut().find(|(known, _)| *known == at));
-        if let (Some((_, known)), Some(event)) = (known, event) {
-            *known = event;
+        match event {
+            Some(event) => {
+                let mut events = log.rooms.get_mut(&room).into_iter().flatten();
+                if let Some((_, known)) = events.find(|(known, _)| *known == at) {
+                    *known = event;
+                }
+            }
+            None => log.remove(room, at),
         }
     }
 
@@ -217,6 +222,22 @@ fn entry_of(touched: &mut SmallVec<[Commit; 2]>, version: Pos, room: RoomNr) -> 
 }
 
 impl Log {
+    /// Takes an event out, and out of the account of the commit that it came with.
+    fn remove(&mut self, room: RoomNr, at: Pos) {
+        let Some(events) = self.rooms.get_mut(&room) else { return };
+        let Some(index) = events.iter().position(|(known, _)| *known == at) else { return };
+        let Some((_, event)) = events.remove(index) else { return };
+        let bytes = EventWeight.weight(&EventAt { room, at }, &event) as u32;
+        let first = self.commits.partition_point(|commit| commit.version < at);
+        if let Some(commit) = self.commits.iter_mut().skip(first).find(|commit| commit.room == room) {
+            commit.events = commit.events.saturating_sub(1);
+            // A redacted event takes less than it did.
+            let given_back = bytes.min(commit.bytes);
+            commit.bytes -= given_back;
+            self.bytes -= given_back as usize;
+        }
+    }
+
     fn forget_oldest(&mut self) -> bool {
         let Some(oldest) = self.commits.pop_front() else { return false };
         self.from = self.from.max(oldest.version);

@@ -94,7 +94,9 @@ impl Collector<'_> {
 
     /// A room the user left, was banned from, or whose invite is gone: up to the event that ended it, and no further.
     pub(super) fn left(&self, nr: RoomNr, member: &Membership, since: Option<Pos>) -> Result<Option<Room>> {
-        let Some(head) = self.rooms.head_of(nr)? else { return Ok(None) };
+        let Some(head) = self.rooms.head_of(nr)? else {
+            return if since.is_some() { self.closed(nr, member) } else { Ok(None) };
+        };
         if !self.filter.rooms.take(&head.room_id) {
             return Ok(None);
         }
@@ -138,6 +140,20 @@ impl Collector<'_> {
             window.events.extend(self.rooms.event(nr, member.event)?.map(|event| (member.event, event)));
         }
         room.timeline = self.viewer().timeline(nr, window, &sight, left)?;
+        Ok(Some(room))
+    }
+
+    /// A room that was deleted: that it is over is all there is to tell.
+    fn closed(&self, nr: RoomNr, member: &Membership) -> Result<Option<Room>> {
+        let Some((room_id, last)) = self.rooms.closed(nr, self.user_id)? else { return Ok(None) };
+        if !self.filter.rooms.take(&room_id) {
+            return Ok(None);
+        }
+        let mut room = Room { room_id, ..Room::default() };
+        room.timeline.prev_batch = member.event;
+        if matches!(shown::membership(&last), Some(MembershipState::Leave | MembershipState::Ban)) {
+            room.state.push((member.event, last));
+        }
         Ok(Some(room))
     }
 

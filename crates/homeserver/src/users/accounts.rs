@@ -17,6 +17,17 @@ pub struct NewAccount {
     pub guest: bool,
     /// A registration token that was shown; its use is counted.
     pub registration_token: Option<String>,
+    pub opener: Opener,
+}
+
+/// Who opens an account: names in the namespaces of an application service are not for everybody.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Opener {
+    #[default]
+    Anybody,
+    Administrator,
+    /// The application service of this ID.
+    Service(String),
 }
 
 /// The user of a name that a client wants to register: capitals become small, everything else has to fit.
@@ -50,13 +61,28 @@ pub fn find(app: &App, user_id: &UserId) -> Result<Option<User>> {
     Ok(app.store.snapshot().get(&USERS, user_id.as_str())?)
 }
 
-/// Whether a name is free. Names of closed accounts are not.
-pub fn check_free(app: &App, user_id: &UserId) -> Result<()> {
+/// Whether a name is free for somebody. Names of closed accounts are not.
+pub fn check_free(app: &App, user_id: &UserId, opener: &Opener) -> Result<()> {
+    check_not_kept(app, user_id, opener)?;
     if app.store.snapshot().contains(&USERS, user_id.as_str())? { Err(in_use()) } else { Ok(()) }
+}
+
+/// Names in the namespaces of an application service are for itself, and for administrators who know what they do.
+fn check_not_kept(app: &App, user_id: &UserId, opener: &Opener) -> Result<()> {
+    let by = match opener {
+        Opener::Administrator => return Ok(()),
+        Opener::Anybody => None,
+        Opener::Service(id) => Some(id.as_str()),
+    };
+    if app.appservices.keeps_user(user_id, by) {
+        return Err(Error::exclusive("This user name is kept for an application service"));
+    }
+    Ok(())
 }
 
 /// Opens an account.
 pub fn open(app: &App, tx: &mut Tx, user_id: &UserId, new: NewAccount) -> Result<()> {
+    check_not_kept(app, user_id, &new.opener)?;
     if tx.get(&USERS, user_id.as_str())?.is_some() {
         return Err(in_use());
     }
@@ -96,7 +122,8 @@ pub fn close(tx: &mut Tx, user_id: &UserId, erase: bool) -> Result<()> {
         profiles::delete_all(tx, user_id)?;
     }
     let erased = user.erased || erase;
-    tx.put(&USERS, user_id.as_str(), &User { password_hash: None, deactivated: true, erased, ..user });
+    // Who opens it again says anew whether it is an administrator's.
+    tx.put(&USERS, user_id.as_str(), &User { password_hash: None, deactivated: true, erased, admin: false, ..user });
     let job = tx.next_pos();
     tx.put(&JOBS, job, &Job::LeaveAll { user_id: user_id.to_string(), from: 0 });
     Ok(())

@@ -10,16 +10,17 @@ use crate::App;
 use crate::auth::tokens;
 use crate::error::{Error, ErrorCode, Result};
 use crate::schema::{JOBS, Job, USERS, User};
-use crate::users::accounts::{self, NewAccount};
+use crate::users::accounts::{self, NewAccount, Opener};
 use crate::users::{profiles, push_rules};
 
 /// Opens an account, whatever the settings say about registration.
 pub async fn create(app: &App, username: &str, password: &str, admin: bool) -> Result<OwnedUserId> {
     let user_id = accounts::user_id_for_new(app, username)?;
-    accounts::check_free(app, &user_id)?;
+    accounts::check_free(app, &user_id, &Opener::Administrator)?;
     app.auth.passwords.acceptable(password)?;
     let hash = app.auth.passwords.hash(password).await?;
-    let new = NewAccount { password_hash: Some(hash), admin, ..NewAccount::default() };
+    let opener = Opener::Administrator;
+    let new = NewAccount { password_hash: Some(hash), admin, opener, ..NewAccount::default() };
     app.store.transact(|tx| accounts::open(app, tx, &user_id, new.clone())).await?;
     Ok(user_id)
 }
@@ -30,6 +31,7 @@ pub async fn reset_password(app: &App, user: &str, password: &str, log_out: bool
     app.auth.passwords.acceptable(password)?;
     let hash = app.auth.passwords.hash(password).await?;
     app.store.transact(|tx| accounts::set_password(tx, &user_id, &hash, log_out, None)).await?;
+    app.auth.lockout.forgive(user_id.as_str());
     Ok(user_id)
 }
 
@@ -83,6 +85,7 @@ pub async fn put(app: &App, user_id: &UserId, wanted: &Wanted) -> Result<bool> {
                 let new = NewAccount {
                     password_hash: hash.clone(),
                     admin: wanted.admin.unwrap_or_default(),
+                    opener: Opener::Administrator,
                     ..NewAccount::default()
                 };
                 accounts::open(app, tx, user_id, new)?;
@@ -92,7 +95,11 @@ pub async fn put(app: &App, user_id: &UserId, wanted: &Wanted) -> Result<bool> {
         finish(tx, user_id, wanted)?;
         Ok::<_, Error>(known.is_none())
     };
-    Ok(app.store.transact(put).await?.value)
+    let made = app.store.transact(put).await?.value;
+    if hash.is_some() {
+        app.auth.lockout.forgive(user_id.as_str());
+    }
+    Ok(made)
 }
 
 /// What is different for an account that is there.
@@ -164,16 +171,24 @@ pub async fn set_admin(app: &App, user_id: &UserId, admin: bool) -> Result<()> {
     app.store.transact(|tx| mark(tx, user_id, |user| user.admin = admin)).await.map(drop)
 }
 
-/// A token to act for a user with, until a time if one is given.
-pub async fn act_for(app: &App, user_id: &UserId, until_ts: Option<u64>) -> Result<String> {
+/// How long a token to act for a user lasts, if nobody says how long, and at most.
+const ACTING: Duration = Duration::from_secs(60 * 60);
+const LONGEST_ACTING: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A token to act for a user with, until a time if one is given. `by` is the administrator; none at the machine.
+pub async fn act_for(app: &App, user_id: &UserId, by: Option<&UserId>, until_ts: Option<u64>) -> Result<String> {
     let now = app.clock.now_ms();
-    if until_ts.is_some_and(|until| until <= now) {
-        return Err(Error::invalid_param("valid_until_ms is in the past"));
+    let lifetime = match until_ts {
+        Some(until) if until <= now => return Err(Error::invalid_param("valid_until_ms is in the past")),
+        Some(until) => Duration::from_millis(until - now),
+        None => ACTING,
+    };
+    if lifetime > LONGEST_ACTING {
+        return Err(Error::invalid_param("A token to act for a user lasts a day at most"));
     }
-    let lifetime = until_ts.map(|until| Duration::from_millis(until - now));
     let issue = |tx: &mut Tx| -> Result<String> {
         open_account(tx, user_id)?;
-        tokens::issue_acting(app, tx, user_id.as_str(), lifetime)
+        tokens::issue_acting(app, tx, user_id.as_str(), by, lifetime)
     };
     Ok(app.store.transact(issue).await?.value)
 }

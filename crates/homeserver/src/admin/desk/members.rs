@@ -40,7 +40,7 @@ struct SetBlock {
 async fn block(mut ctx: RawCtx) -> Result<Response> {
     let asked: SetBlock = ctx.read_json().await?;
     let room_id = room(&ctx, 0)?;
-    let block = Block { user_id: asking_name(&ctx), ts: ctx.app.clock.now_ms() };
+    let block = Block { user_id: asking_name(&ctx), ts: ctx.app.clock.now_ms(), task: None };
     let set = |tx: &mut Tx| -> Result<()> {
         moderate::set_blocked(tx, &room_id, Some(&block).filter(|_| asked.block));
         Ok(())

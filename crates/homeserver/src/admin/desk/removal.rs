@@ -145,6 +145,15 @@ async fn redact(mut ctx: RawCtx) -> Result<Response> {
     let asked: Redact = ctx.read_json().await?;
     let (user_id, _) = account(&ctx, 0)?;
     let rooms: Vec<OwnedRoomId> = asked.rooms.iter().map(|id| RoomId::parse(id.as_str())).collect::<Result<_, _>>()?;
+    if rooms.len() > tasks::MAX_ROOMS {
+        return Err(Error::invalid_param(format!(
+            "At most {} rooms may be named; name none for all",
+            tasks::MAX_ROOMS
+        )));
+    }
+    if asked.reason.as_ref().is_some_and(|reason| reason.len() > tasks::MAX_REASON_BYTES) {
+        return Err(Error::invalid_param(format!("A reason has at most {} bytes", tasks::MAX_REASON_BYTES)));
+    }
     let limit = asked.limit.unwrap_or(REDACTIONS);
     if limit == 0 {
         return Err(Error::invalid_param("limit is at least 1"));

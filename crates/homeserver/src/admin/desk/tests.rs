@@ -115,8 +115,14 @@ async fn closing_and_reopening_an_account_are_real() {
     let early = world.put("v2/users/@alice:hs.test", reopen.clone()).await;
     assert_eq!(early.status, 409, "its rooms are still being left");
     jobs::drain(&world.server.app).await.unwrap();
-    ok(&world.put("v2/users/@alice:hs.test", reopen).await);
+    ok(&world.put("v2/users/@alice:hs.test", reopen.clone()).await);
     assert_eq!(world.server.try_log_in("alice", PASSWORD, json!({})).await.status, 200);
+    // Nobody becomes an administrator again by that.
+    ok(&world.put("v2/users/@alice:hs.test", json!({ "admin": true })).await);
+    ok(&world.post("v1/deactivate/@alice:hs.test", json!({})).await);
+    jobs::drain(&world.server.app).await.unwrap();
+    assert_eq!(ok(&world.put("v2/users/@alice:hs.test", reopen).await)["admin"], false);
+    assert_eq!(world.post("v1/deactivate/@root:hs.test", json!({})).await.errcode(), "M_FORBIDDEN");
 }
 
 #[tokio::test]
@@ -135,6 +141,35 @@ async fn an_administrator_acts_for_a_user_until_the_time_is_over() {
 }
 
 #[tokio::test]
+async fn a_token_to_act_for_a_user_ends_with_the_office_of_who_took_it() {
+    let world = World::new().await;
+    let whoami = "/_matrix/client/v3/account/whoami";
+    let act = async |more: Value| {
+        let answer = ok(&world.post("v1/users/@alice:hs.test/login", more).await);
+        world.server.client.with_token(answer["access_token"].as_str().unwrap())
+    };
+    // Not for ever.
+    let acting = act(json!({})).await;
+    assert_eq!(acting.get(whoami).await.status, 200);
+    world.server.app.clock.advance(std::time::Duration::from_secs(3_600));
+    assert_eq!(acting.get(whoami).await.status, 401);
+    let late = world.server.app.clock.now_ms() + 25 * 3_600_000;
+    let refused = world.post("v1/users/@alice:hs.test/login", json!({ "valid_until_ms": late })).await;
+    assert_eq!(refused.errcode(), "M_INVALID_PARAM");
+    // Nor longer than the administrator is one,
+    let acting = act(json!({})).await;
+    let root = ruma::user_id!("@root:hs.test");
+    admin::set_admin(&world.server.app, root, false).await.unwrap();
+    assert_eq!(acting.get(whoami).await.errcode(), "M_UNKNOWN_TOKEN");
+    admin::set_admin(&world.server.app, root, true).await.unwrap();
+    assert_eq!(acting.get(whoami).await.status, 200);
+    // or is logged in.
+    ok(&world.root.client.post("/_matrix/client/v3/logout/all", json!({})).await);
+    assert_eq!(acting.get(whoami).await.errcode(), "M_UNKNOWN_TOKEN");
+    assert_eq!(world.alice.client.get(whoami).await.status, 200);
+}
+
+#[tokio::test]
 async fn a_room_is_emptied_forgotten_and_purged() {
     let world = World::new().await;
     let room_id = world.room(&world.alice).await;
@@ -142,6 +177,7 @@ async fn a_room_is_emptied_forgotten_and_purged() {
     let found = ok(&world.get("v1/rooms?search_term=a%20room").await);
     assert_eq!((&found["total_rooms"], &found["rooms"][0]["room_id"]), (&json!(1), &json!(room_id)));
     assert_eq!(ok(&world.get(&format!("v1/rooms/{room_id}/members")).await)["members"], json!(["@alice:hs.test"]));
+    let before = ok(&world.alice.client.get("/_matrix/client/v3/sync").await)["next_batch"].clone();
     let body = json!({ "block": true, "purge": true });
     let delete_id = ok(&world.delete(&format!("v2/rooms/{room_id}"), body).await)["delete_id"].clone();
     jobs::drain(&world.server.app).await.unwrap();
@@ -155,13 +191,82 @@ async fn a_room_is_emptied_forgotten_and_purged() {
         read.count(&schema::EVENTS, schema::EVENTS.all()).unwrap(),
         read.count(&schema::EVENT_IDS, schema::EVENT_IDS.all()).unwrap(),
         read.count(&schema::STATE_NODES, schema::STATE_NODES.all()).unwrap(),
+    ] {
+        assert_eq!(left, 0);
+    }
+    // A client that was away hears that the room is over, one that begins hears nothing of it.
+    let since = format!("/_matrix/client/v3/sync?since={}", before.as_str().unwrap());
+    let over = ok(&world.alice.client.get(&since).await)["rooms"]["leave"][&room_id].clone();
+    assert_eq!(over["state"]["events"][0]["content"]["membership"], "leave", "{over}");
+    let fresh = ok(&world.alice.client.get("/_matrix/client/v3/sync").await);
+    assert!(!fresh.to_string().contains(&room_id), "{fresh}");
+    world.server.app.clock.advance(std::time::Duration::from_secs(7 * 24 * 3_600));
+    jobs::drain(&world.server.app).await.unwrap();
+    let read = world.server.app.store.snapshot();
+    for left in [
         read.count(&schema::MEMBERSHIPS, schema::MEMBERSHIPS.all()).unwrap(),
+        read.count(&schema::CLOSED_ROOMS, schema::CLOSED_ROOMS.all()).unwrap(),
+        read.count(&schema::LAST_EVENTS, schema::LAST_EVENTS.all()).unwrap(),
+        read.count(&schema::JOBS, schema::JOBS.all()).unwrap(),
     ] {
         assert_eq!(left, 0);
     }
     assert_eq!(ok(&world.get(&format!("v1/rooms/{room_id}/block")).await)["block"], true);
     let sync = world.alice.client.get("/_matrix/client/v3/sync").await;
     assert_eq!(sync.status, 200);
+}
+
+#[tokio::test]
+async fn a_sliding_sync_hears_that_a_room_is_gone() {
+    let world = World::new().await;
+    let room_id = world.room(&world.alice).await;
+    let lists = json!({ "all": { "ranges": [[0, 9]], "timeline_limit": 1, "required_state": [] } });
+    let path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
+    let first = ok(&world.alice.client.post(path, json!({ "lists": lists })).await);
+    assert!(first["rooms"][&room_id].is_object(), "{first}");
+    ok(&world.delete(&format!("v2/rooms/{room_id}"), json!({})).await);
+    jobs::drain(&world.server.app).await.unwrap();
+    let next = format!("{path}?timeout=0&pos={}", first["pos"].as_str().unwrap());
+    let next = ok(&world.alice.client.post(&next, json!({ "lists": lists })).await);
+    assert_eq!(next["rooms"][&room_id]["required_state"][0]["content"]["membership"], "leave", "{next}");
+}
+
+#[tokio::test]
+async fn a_block_of_a_deletion_ends_with_it_and_no_other() {
+    let world = World::new().await;
+    let blocked = async |room_id: &str| ok(&world.get(&format!("v1/rooms/{room_id}/block")).await)["block"] == true;
+    let (plain, meant) = (world.room(&world.alice).await, world.room(&world.alice).await);
+    for room_id in [&plain, &meant] {
+        ok(&world.delete(&format!("v2/rooms/{room_id}"), json!({ "purge": false })).await);
+        assert!(blocked(room_id).await, "nobody comes back meanwhile");
+    }
+    ok(&world.put(&format!("v1/rooms/{meant}/block"), json!({ "block": true })).await);
+    jobs::drain(&world.server.app).await.unwrap();
+    assert_eq!((blocked(&plain).await, blocked(&meant).await), (false, true));
+}
+
+#[tokio::test]
+async fn a_room_of_many_names_is_emptied_to_the_last() {
+    let world = World::new().await;
+    let room_id = world.room(&world.alice).await;
+    // Long names, more of them than are dealt with at once.
+    let mut batch = store::Batch::new();
+    let nr = schema::room_nr(<&ruma::RoomId>::try_from(room_id.as_str()).unwrap());
+    for alias in (0..450).map(|nr| format!("#{nr:x>230}:hs.test")) {
+        let row = schema::Alias { room_id: room_id.clone(), creator: "@alice:hs.test".to_owned() };
+        batch.put(&schema::ALIASES, &alias, &row);
+        batch.put(&schema::ROOM_ALIASES, (nr, &alias), &());
+    }
+    world.server.app.store.commit(batch).unwrap().durable().await.unwrap();
+    let id = ok(&world.delete(&format!("v2/rooms/{room_id}"), json!({})).await)["delete_id"].clone();
+    jobs::drain(&world.server.app).await.unwrap();
+    let status = ok(&world.get(&format!("v2/rooms/delete_status/{}", id.as_str().unwrap())).await);
+    assert_eq!(status["status"], "complete", "{status}");
+    let names = status["shutdown_room"]["local_aliases"].as_array().unwrap().len();
+    assert!((50..450).contains(&names), "{names}: a result has room for so many");
+    let read = world.server.app.store.snapshot();
+    assert_eq!(read.count(&schema::ALIASES, schema::ALIASES.all()).unwrap(), 0);
+    assert_eq!(read.count(&schema::ROOM_ALIASES, schema::ROOM_ALIASES.all()).unwrap(), 0);
 }
 
 #[tokio::test]
@@ -184,6 +289,17 @@ async fn nobody_joins_a_blocked_room() {
     ok(&world.put(&format!("v1/rooms/{room_id}/block"), json!({ "block": true })).await);
     let join = format!("/_matrix/client/v3/join/{room_id}");
     assert_eq!(world.root.client.post(&join, json!({})).await.errcode(), "M_FORBIDDEN");
+    // Nor by writing the event.
+    let member = |user: &str| format!("/_matrix/client/v3/rooms/{room_id}/state/m.room.member/{user}");
+    let (join_event, invite) = (json!({ "membership": "join" }), json!({ "membership": "invite" }));
+    let root = member("@root:hs.test");
+    assert_eq!(world.root.client.put(&root, join_event.clone()).await.errcode(), "M_FORBIDDEN");
+    assert_eq!(world.alice.client.put(&root, invite).await.errcode(), "M_FORBIDDEN");
+    let made = world.post(&format!("v1/rooms/{room_id}/make_room_admin"), json!({})).await;
+    assert_eq!(made.errcode(), "M_FORBIDDEN", "that would invite");
+    // Who is there may change what others see of them.
+    let named = json!({ "membership": "join", "displayname": "A" });
+    ok(&world.alice.client.put(&member("@alice:hs.test"), named).await);
     ok(&world.put(&format!("v1/rooms/{room_id}/block"), json!({ "block": false })).await);
     ok(&world.root.client.post(&join, json!({})).await);
 }
@@ -204,7 +320,12 @@ async fn a_user_is_put_into_a_room_and_given_power() {
 async fn history_goes_up_to_an_event() {
     let world = World::new().await;
     let room_id = world.room(&world.alice).await;
+    let before = ok(&world.alice.client.get("/_matrix/client/v3/sync").await)["next_batch"].clone();
     let mut said = Vec::new();
+    let name = format!("/_matrix/client/v3/rooms/{room_id}/state/m.room.name");
+    let named = ok(&world.alice.client.put(&name, json!({ "name": "Rude" })).await)["event_id"].clone();
+    let redact = format!("/_matrix/client/v3/rooms/{room_id}/redact/{}/r", named.as_str().unwrap());
+    let redaction = ok(&world.alice.client.put(&redact, json!({})).await)["event_id"].clone();
     for text in ["one", "two", "three"] {
         said.push(world.say(&world.alice, &room_id, text).await);
     }
@@ -219,6 +340,29 @@ async fn history_goes_up_to_an_event() {
     assert!(!ids.contains(&said[0].as_str()) && ids.contains(&said[1].as_str()) && ids.contains(&said[2].as_str()));
     let state = format!("/_matrix/client/v3/rooms/{room_id}/state");
     assert_eq!(world.alice.client.get(&state).await.status, 200);
+    // State stays, and why it is empty.
+    assert!(ids.contains(&named.as_str().unwrap()) && ids.contains(&redaction.as_str().unwrap()));
+    // Nobody is told any more of what is gone.
+    let since = format!("/_matrix/client/v3/sync?since={}", before.as_str().unwrap());
+    let news = ok(&world.alice.client.get(&since).await)["rooms"]["join"][&room_id]["timeline"].to_string();
+    assert!(!news.contains(&said[0]) && news.contains(&said[1]), "{news}");
+}
+
+#[tokio::test]
+async fn who_acts_for_a_user_twice_says_things_twice() {
+    let world = World::new().await;
+    let room_id = world.room(&world.alice).await;
+    let mut sent = Vec::new();
+    for _ in 0..2 {
+        let token = ok(&world.post("v1/users/@alice:hs.test/login", json!({})).await)["access_token"].clone();
+        let acting = world.server.client.with_token(token.as_str().unwrap());
+        let path = format!("/_matrix/client/v3/rooms/{room_id}/send/m.room.message/1");
+        for _ in 0..2 {
+            sent.push(ok(&acting.put(&path, json!({ "body": "news" })).await)["event_id"].clone());
+        }
+    }
+    assert_eq!((&sent[0], &sent[2]), (&sent[1], &sent[3]), "once for each token");
+    assert_ne!(sent[1], sent[2]);
 }
 
 #[tokio::test]
@@ -231,6 +375,47 @@ async fn what_a_user_said_is_redacted() {
     let status = ok(&world.get(&format!("v1/user/redact_status/{}", redact_id.as_str().unwrap())).await);
     assert_eq!((&status["status"], &status["redacted"]), (&json!("complete"), &json!(1)), "{status}");
     assert_eq!(ok(&world.get(&format!("v1/fetch_event/{said}")).await)["event"]["content"], json!({}));
+}
+
+#[tokio::test]
+async fn somebody_who_was_everywhere_is_redacted_everywhere() {
+    let world = World::new().await;
+    let (mut rooms, mut said) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let room_id = world.room(&world.root).await;
+        ok(&world.alice.client.post(&format!("/_matrix/client/v3/join/{room_id}"), json!({})).await);
+        said.push(world.say(&world.alice, &room_id, "rude").await);
+        rooms.push(room_id);
+    }
+    // In one room she has no right to take back anything, in another she is no longer.
+    let levels = format!("/_matrix/client/v3/rooms/{}/state/m.room.power_levels", rooms[0]);
+    let mut muted = ok(&world.root.client.get(&levels).await);
+    muted["users"]["@alice:hs.test"] = json!(-1);
+    ok(&world.root.client.put(&levels, muted).await);
+    ok(&world.alice.client.post(&format!("/_matrix/client/v3/rooms/{}/leave", rooms[1]), json!({})).await);
+    // More rooms than a list of them would have room for.
+    let mut batch = store::Batch::new();
+    for nr in 0..4_000u64 {
+        let left = schema::Membership {
+            state: schema::MembershipState::Leave,
+            event: store::Pos(1),
+            joined: None,
+            left: None,
+            was_joined: false,
+            forgotten: false,
+        };
+        batch.put(&schema::MEMBERSHIPS, ("@alice:hs.test", nr), &left);
+    }
+    world.server.app.store.commit(batch).unwrap().durable().await.unwrap();
+    let id = ok(&world.post("v1/user/@alice:hs.test/redact", json!({ "rooms": [] })).await)["redact_id"].clone();
+    jobs::drain(&world.server.app).await.unwrap();
+    let status = ok(&world.get(&format!("v1/user/redact_status/{}", id.as_str().unwrap())).await);
+    assert_eq!((&status["status"], &status["redacted"]), (&json!("complete"), &json!(3)), "{status}");
+    for event_id in said {
+        assert_eq!(ok(&world.get(&format!("v1/fetch_event/{event_id}")).await)["event"]["content"], json!({}));
+    }
+    let named: Vec<String> = (0..500).map(|nr| format!("!{nr}:hs.test")).collect();
+    assert_eq!(world.post("v1/user/@alice:hs.test/redact", json!({ "rooms": named })).await.status, 400);
 }
 
 #[tokio::test]

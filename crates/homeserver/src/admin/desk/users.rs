@@ -15,8 +15,9 @@ use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response, Routes, json_response};
 use crate::rooms::overview;
 use crate::schema::{ACCOUNT_DATA, DEVICE_SEEN, HEADS, MEMBERSHIPS, MembershipState, PUSHERS};
+use crate::users::accounts::{self, Opener};
+use crate::users::admin;
 use crate::users::listing::{self, Entry, Order};
-use crate::users::{accounts, admin};
 
 pub(super) fn routes() -> Routes {
     const USER: &str = "/_synapse/admin/v2/users/{user_id}";
@@ -173,6 +174,9 @@ struct Deactivate {
 async fn deactivate(mut ctx: RawCtx) -> Result<Response> {
     let asked: Deactivate = ctx.read_json().await?;
     let (user_id, _) = account(&ctx, 0)?;
+    if asking(&ctx) == Some(&*user_id) {
+        return Err(Error::forbidden("Administrators do not close themselves"));
+    }
     admin::deactivate(&ctx.app, user_id.as_str(), asked.erase).await?;
     tracing::info!(%user_id, erase = asked.erase, by = asking(&ctx).map(UserId::as_str), "an administrator closed an account");
     ok(&json!({ "id_server_unbind_result": "no-support" }))
@@ -237,7 +241,7 @@ async fn act_for(mut ctx: RawCtx) -> Result<Response> {
     if asking(&ctx) == Some(&*user_id) {
         return Err(Error::invalid_param("You are logged in as yourself already"));
     }
-    let access_token = admin::act_for(&ctx.app, &user_id, asked.valid_until_ms).await?;
+    let access_token = admin::act_for(&ctx.app, &user_id, asking(&ctx), asked.valid_until_ms).await?;
     tracing::info!(%user_id, by = asking(&ctx).map(UserId::as_str), "an administrator acts for a user");
     ok(&json!({ "access_token": access_token }))
 }
@@ -245,7 +249,7 @@ async fn act_for(mut ctx: RawCtx) -> Result<Response> {
 async fn username_available(ctx: RawCtx) -> Result<Response> {
     let name = ctx.query_value("username").ok_or_else(|| Error::missing_param("username is missing"))?;
     let user_id = accounts::user_id_for_new(&ctx.app, &name)?;
-    accounts::check_free(&ctx.app, &user_id)?;
+    accounts::check_free(&ctx.app, &user_id, &Opener::Administrator)?;
     ok(&json!({ "available": true }))
 }
 

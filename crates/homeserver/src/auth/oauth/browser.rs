@@ -19,33 +19,46 @@ pub struct Browsers {
     key: Key,
 }
 
-/// A user who logged in by a password. A new one ends what they were let do by the old one.
+/// A user who logged in by a password. A new one ends what they were let do by the old one, and so does logging out
+/// everywhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Person {
     pub user_id: OwnedUserId,
-    /// Of the password at that time.
-    password: Hash,
+    /// Of what they could log in with at that time.
+    mark: Hash,
 }
 
 impl Person {
     pub fn new(user_id: OwnedUserId, user: &User) -> Self {
-        Self { user_id, password: password_of(user) }
+        Self { user_id, mark: mark_of(user) }
     }
 
     /// Whether the account still is theirs, and open.
     pub fn is(&self, user: &User) -> bool {
-        !user.deactivated && !user.locked && password_of(user) == self.password
+        !user.deactivated && !user.locked && mark_of(user) == self.mark
     }
 }
 
-/// Which users may replace their cross-signing keys for a while.
-pub struct Resets(Expiring<OwnedUserId, ()>);
+/// Which devices want to replace the cross-signing keys of their users, and which may, for a while.
+pub struct Resets(Expiring<OwnedUserId, Vec<Reset>>);
+
+/// What a device asks for.
+#[derive(Clone, Debug)]
+pub struct Reset {
+    pub device_id: String,
+    /// Of the request, with the new keys in it.
+    pub wanted: Hash,
+    approved_by: Option<Person>,
+    ends_ms: u64,
+}
 
 /// A login of a browser is for a task, not for a day.
 const LOGIN_LIFETIME_MS: u64 = 30 * 60 * 1000;
 const MAX_LOGINS: usize = 4_096;
 const RESET_LIFETIME_MS: u64 = 10 * 60 * 1000;
 const MAX_RESETS: usize = 4_096;
+/// More devices than one who ask at once are too many.
+const MAX_ASKING: usize = 4;
 const SECRET_LENGTH: usize = 43;
 
 impl Browsers {
@@ -88,12 +101,14 @@ impl Browsers {
     }
 }
 
-fn is_secret(text: &str) -> bool {
+/// Whether this can be what we gave a browser to keep.
+pub fn is_secret(text: &str) -> bool {
     text.len() == SECRET_LENGTH && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
-fn password_of(user: &User) -> Hash {
-    tokens::hash(user.password_hash.as_deref().unwrap_or(""))
+/// What changes with the password, and when all sessions are ended.
+fn mark_of(user: &User) -> Hash {
+    tokens::hash(&format!("{} {}", user.epoch, user.password_hash.as_deref().unwrap_or("")))
 }
 
 impl Default for Resets {
@@ -103,13 +118,41 @@ impl Default for Resets {
 }
 
 impl Resets {
-    pub fn approve(&self, app: &App, user_id: OwnedUserId) {
-        let now = app.clock.now_ms();
-        self.0.push(now, now.saturating_add(RESET_LIFETIME_MS), user_id, ());
+    /// A device asks. What it asked for before counts no longer.
+    pub fn ask(&self, app: &App, user_id: &UserId, device_id: &str, wanted: Hash) {
+        let (now, mut asking) = (app.clock.now_ms(), self.asking(app, user_id));
+        asking.retain(|reset| reset.device_id != device_id);
+        if asking.len() < MAX_ASKING {
+            let (device_id, ends_ms) = (device_id.to_owned(), now.saturating_add(RESET_LIFETIME_MS));
+            asking.push(Reset { device_id, wanted, approved_by: None, ends_ms });
+            self.0.push(now, ends_ms, user_id.to_owned(), asking);
+        }
     }
 
-    pub fn is_approved(&self, app: &App, user_id: &UserId) -> bool {
-        self.0.get(app.clock.now_ms(), &user_id.to_owned()).is_some()
+    /// What is asked for now.
+    pub fn asking(&self, app: &App, user_id: &UserId) -> Vec<Reset> {
+        let now = app.clock.now_ms();
+        let mut asking = self.0.get(now, &user_id.to_owned()).unwrap_or_default();
+        asking.retain(|reset| reset.ends_ms > now);
+        asking
+    }
+
+    /// The user allows this, and nothing else. `false`: nobody asks for it any more.
+    pub fn approve(&self, app: &App, user: &Person, wanted: Hash) -> bool {
+        let (now, mut asking) = (app.clock.now_ms(), self.asking(app, &user.user_id));
+        asking.retain(|reset| reset.wanted == wanted);
+        let Some(reset) = asking.first_mut() else { return false };
+        (reset.approved_by, reset.ends_ms) = (Some(user.clone()), now.saturating_add(RESET_LIFETIME_MS));
+        self.0.push(now, reset.ends_ms, user.user_id.clone(), asking);
+        true
+    }
+
+    pub fn is_approved(&self, app: &App, user_id: &UserId, device_id: &str, wanted: Hash) -> Result<bool> {
+        let asking = self.asking(app, user_id);
+        let is = |reset: &&Reset| reset.device_id == device_id && reset.wanted == wanted;
+        let Some(by) = asking.iter().find(is).and_then(|reset| reset.approved_by.as_ref()) else { return Ok(false) };
+        let user = app.store.snapshot().get(&USERS, user_id.as_str())?;
+        Ok(user.is_some_and(|user| by.is(&user)))
     }
 
     /// It was made use of.

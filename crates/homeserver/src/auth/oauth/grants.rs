@@ -160,20 +160,21 @@ async fn end(app: &App, code: &Code, hash: &Hash) -> Result<()> {
     app.store.transact(end).await.map(|_| ())
 }
 
-/// Opens a session for whoever granted it, unless they have another password by now.
+/// Opens a session for whoever granted it, unless they have another password by now, or logged out everywhere.
 async fn open(app: &App, by: &Person, client_id: &str, scope: &Scope, code: Hash) -> Result<Session, Failure> {
-    let open = |tx: &mut Tx| -> Result<Option<Grant>> {
-        let user_id = &by.user_id;
-        let may = tx.get(&USERS, user_id.as_str())?.is_some_and(|user| by.is(&user));
-        if !may || !clients::used(app, tx, client_id)? {
+    let user_id = &by.user_id;
+    let open = |tx: &mut Tx| -> Result<Option<Session>> {
+        let user = tx.get(&USERS, user_id.as_str())?.filter(|user| by.is(user));
+        let Some(user) = user else { return Ok(None) };
+        if !clients::used(app, tx, client_id)? {
             return Ok(None);
         }
         let device_id = devices::log_in(app, tx, user_id.as_str(), Some(&scope.device_id), None)?;
         let grant = tokens::open(app, tx, user_id.as_str(), &device_id, true)?;
-        let (client_id, scope) = (client_id.to_owned(), scope.granted.clone());
-        let session = OauthSession { client_id, scope, opened_ts: app.clock.now_ms(), code };
+        let (client_id, scope) = (client_id.to_owned(), scope.clone().for_user(user.admin).granted);
+        let session = OauthSession { client_id, scope: scope.clone(), opened_ts: app.clock.now_ms(), code };
         tx.put(&OAUTH_SESSIONS, (user_id.as_str(), &device_id), &session);
-        Ok(Some(grant))
+        Ok(Some(Session { grant, scope }))
     };
     let opened = match app.store.transact(open).await {
         Ok(opened) => opened.value,
@@ -183,8 +184,7 @@ async fn open(app: &App, by: &Person, client_id: &str, scope: &Scope, code: Hash
         }
         Err(error) => return Err(error.into()),
     };
-    let grant = opened.ok_or_else(|| Refused::new(Reason::InvalidGrant, "The account or the client is gone"))?;
-    Ok(Session { grant, scope: scope.granted.clone() })
+    Ok(opened.ok_or_else(|| Refused::new(Reason::InvalidGrant, "The account or the client is gone"))?)
 }
 
 // ---- devices without a browser -----------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-//! Scopes: what a client asks for. There is one kind of access, to everything, and it is for one device.
+//! Scopes: what a client asks for. There is one kind of access, to everything, and it is for one device; administrators may
+//! let a client administer the server besides.
 
 use super::{Reason, Refused};
 
@@ -9,6 +10,9 @@ pub struct Scope {
     /// The parts that are granted, in the client's own spelling.
     pub granted: String,
 }
+
+/// What administration consoles ask for.
+const ADMIN: &str = "urn:synapse:admin:*";
 
 const API: [&str; 2] = ["urn:matrix:client:api:*", "urn:matrix:org.matrix.msc2967.client:api:*"];
 /// The second is what clients sent before the specification had the first, and some still do.
@@ -32,7 +36,7 @@ impl Scope {
                     return Err(refused("The scope names more than one device"));
                 }
                 device_id = Some(named);
-            } else {
+            } else if part != ADMIN {
                 continue;
             }
             if !granted.contains(&part) {
@@ -47,6 +51,24 @@ impl Scope {
             return Err(refused("The scope has to ask for the client-server API"));
         }
         Ok(Self { device_id: device_id.to_owned(), granted: granted.join(" ") })
+    }
+}
+
+/// Whether a session with this scope may administer the server, if its user may.
+pub fn may_administer(granted: &str) -> bool {
+    granted.split(' ').any(|part| part == ADMIN)
+}
+
+impl Scope {
+    /// What of it can be granted to a user.
+    #[must_use]
+    pub fn for_user(self, is_admin: bool) -> Self {
+        if is_admin {
+            return self;
+        }
+        let parts: Vec<&str> = self.granted.split(' ').filter(|part| *part != ADMIN).collect();
+        let granted = parts.join(" ");
+        Self { granted, ..self }
     }
 }
 
@@ -73,6 +95,11 @@ mod tests {
         check(old, Some(("ABC", old)));
         check(&format!("openid {stable}"), Some(("ABC", stable)));
         check(&format!("{stable} {old}"), Some(("ABC", &format!("{stable} {old}"))));
+        let admin = format!("{stable} urn:synapse:admin:*");
+        check(&admin, Some(("ABC", &admin)));
+        assert!(may_administer(&admin) && !may_administer(stable));
+        let scope = Scope::parse(&admin).unwrap();
+        assert_eq!((scope.clone().for_user(true).granted, scope.for_user(false).granted), (admin, stable.to_owned()));
         // Keys in base64 are device IDs, too.
         let key = "urn:matrix:client:api:* urn:matrix:client:device:a+b/c=";
         check(key, Some(("a+b/c=", key)));

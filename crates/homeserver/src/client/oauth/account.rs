@@ -3,7 +3,10 @@
 //! What could not be taken back, or would let a thief in, needs the password once more.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::StatusCode;
 use ruma::OwnedUserId;
 use store::{Read, Tx};
@@ -12,6 +15,7 @@ use super::fields::Fields;
 use super::page::{self, Browser, Text, form, hidden, shown};
 use crate::App;
 use crate::auth::devices;
+use crate::auth::oauth::browser::Person;
 use crate::auth::oauth::{Failure, clients};
 use crate::auth::password::Proof;
 use crate::client::session;
@@ -147,16 +151,39 @@ fn closing_page(app: &App, browser: &Browser, user_id: &OwnedUserId) -> Result<R
 }
 
 fn reset_page(app: &App, browser: &Browser, user_id: &OwnedUserId) -> Result<Response> {
-    let inside = format!("{}{PASSWORD}<button>Allow the reset</button>", hidden("do", "reset"));
+    const TITLE: &str = "Reset your keys?";
+    let (read, mut asking) = (app.store.snapshot(), Vec::new());
+    for reset in app.auth.oauth.resets.asking(app, user_id) {
+        if let Some(device) = find_device(&read, user_id, &reset.device_id)? {
+            let about = describe(app, &read, user_id, &reset.device_id, &device)?;
+            asking.push((format!("<code>{}</code> ({about})", Text(&reset.device_id)), reset));
+        }
+    }
+    let [(device, reset)] = asking.as_slice() else {
+        let main = match asking.as_slice() {
+            [] => "<p>No app asks for that now. Begin in the app, and come back from there.</p>".to_owned(),
+            several => {
+                let devices: String = several.iter().map(|(device, _)| format!("<li>{device}</li>")).collect();
+                format!(
+                    "<p>Several devices want to replace your keys at once:</p><ul>{devices}</ul><p>Log out those that are not \
+                     yours, then ask again in the app.</p>"
+                )
+            }
+        };
+        return browser.page(app, StatusCode::CONFLICT, TITLE, &format!("{main}{}", back(app)?));
+    };
+    let wanted = URL_SAFE_NO_PAD.encode(reset.wanted);
+    let inside =
+        format!("{}{}{PASSWORD}<button>Allow the reset</button>", hidden("do", "reset"), hidden("wanted", &wanted));
     let main = format!(
-        "<p>An app of <b>{}</b> wants to replace the keys by which you vouch for your devices. Others will have to verify \
-         you again. Allow this only if you have just asked for it in the app, because you lost your recovery key and all \
-         other devices.</p>{}{}",
+        "<p>The device {device} of <b>{}</b> wants to replace the keys by which you vouch for your devices. Others will have \
+         to verify you again. Allow this only if you have just asked for it in the app, because you lost your recovery key \
+         and all other devices.</p>{}{}",
         Text(user_id.as_str()),
         form(app, PATH, browser, &inside)?,
         back(app)?,
     );
-    browser.page(app, StatusCode::OK, "Reset your keys?", &main)
+    browser.page(app, StatusCode::OK, TITLE, &main)
 }
 
 fn back(app: &App) -> Result<String> {
@@ -171,12 +198,12 @@ pub(super) async fn act(mut ctx: RawCtx) -> Result<Response> {
         let (fields, browser) = (Fields::read(&mut ctx).await?, Browser::of(&ctx)?);
         let app = &ctx.app;
         browser.check_form(app, &fields)?;
-        let Some((user_id, _)) = browser.user.clone() else { return Ok(page::log_in_first(app, PATH)) };
+        let Some((user_id, user)) = browser.user.clone() else { return Ok(page::log_in_first(app, PATH)) };
         let text = match fields.text("do") {
             "device" => log_out_device(app, &user_id, fields.text("device_id")).await?,
-            "password" => set_password(app, &user_id, &fields).await?,
-            "close" => close(app, &user_id, &fields).await?,
-            "reset" => allow_reset(app, &user_id, &fields).await?,
+            "password" => set_password(app, &user_id, &fields, ctx.ip).await?,
+            "close" => close(app, &user_id, &fields, ctx.ip).await?,
+            "reset" => allow_reset(app, &Person::new(user_id, &user), &fields, ctx.ip).await?,
             _ => return Err(Error::invalid_param("There is nothing of this name to do").into()),
         };
         Ok(browser.page(app, StatusCode::OK, "Done", &format!("<p>{text}</p>{}", back(app)?))?)
@@ -194,17 +221,17 @@ async fn log_out_device(app: &App, user_id: &OwnedUserId, device_id: &str) -> Re
 }
 
 /// That the user has not only left the browser open.
-async fn check_password(app: &App, user_id: &OwnedUserId, fields: &Fields) -> Result<Proof> {
-    session::whose_password(app, user_id.as_str(), fields.text("password")).await
+async fn check_password(app: &App, user_id: &OwnedUserId, fields: &Fields, ip: IpAddr) -> Result<Proof> {
+    session::whose_password(app, user_id.as_str(), fields.text("password"), ip).await
 }
 
-async fn set_password(app: &App, user_id: &OwnedUserId, fields: &Fields) -> Result<&'static str> {
+async fn set_password(app: &App, user_id: &OwnedUserId, fields: &Fields, ip: IpAddr) -> Result<&'static str> {
     let new = fields.text("new");
     if new != fields.text("again") {
         return Err(Error::invalid_param("The new passwords differ."));
     }
     app.auth.passwords.acceptable(new)?;
-    let proof = check_password(app, user_id, fields).await?;
+    let proof = check_password(app, user_id, fields, ip).await?;
     let hash = app.auth.passwords.hash(new).await?;
     let log_out = fields.get("others").is_some();
     let set = |tx: &mut Tx| {
@@ -212,11 +239,12 @@ async fn set_password(app: &App, user_id: &OwnedUserId, fields: &Fields) -> Resu
         accounts::set_password(tx, user_id, &hash, log_out, None)
     };
     app.store.transact(set).await?;
+    app.auth.lockout.forgive(user_id.as_str());
     Ok("The password is changed. Log in with it to go on here.")
 }
 
-async fn close(app: &App, user_id: &OwnedUserId, fields: &Fields) -> Result<&'static str> {
-    let proof = check_password(app, user_id, fields).await?;
+async fn close(app: &App, user_id: &OwnedUserId, fields: &Fields, ip: IpAddr) -> Result<&'static str> {
+    let proof = check_password(app, user_id, fields, ip).await?;
     let erase = fields.get("erase").is_some();
     let close = |tx: &mut Tx| {
         proof.holds(tx)?;
@@ -226,8 +254,11 @@ async fn close(app: &App, user_id: &OwnedUserId, fields: &Fields) -> Result<&'st
     Ok("The account is closed.")
 }
 
-async fn allow_reset(app: &App, user_id: &OwnedUserId, fields: &Fields) -> Result<&'static str> {
-    check_password(app, user_id, fields).await?.holds(&app.store.snapshot())?;
-    app.auth.oauth.resets.approve(app, user_id.clone());
+async fn allow_reset(app: &App, user: &Person, fields: &Fields, ip: IpAddr) -> Result<&'static str> {
+    check_password(app, &user.user_id, fields, ip).await?.holds(&app.store.snapshot())?;
+    let wanted = URL_SAFE_NO_PAD.decode(fields.text("wanted")).ok().and_then(|bytes| bytes.try_into().ok());
+    if !wanted.is_some_and(|wanted| app.auth.oauth.resets.approve(app, user, wanted)) {
+        return Err(Error::not_found("The app does not ask for this any more. Begin there once more."));
+    }
     Ok("The reset is allowed for ten minutes. Go back to the app to finish it.")
 }

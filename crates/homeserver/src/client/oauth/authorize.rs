@@ -18,6 +18,7 @@ use crate::auth::oauth::{Failure, Reason, Refused};
 use crate::config::RegistrationMode;
 use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response};
+use crate::schema::User;
 
 pub(super) const PATH: &str = "/oauth2/authorize";
 
@@ -50,23 +51,25 @@ pub(super) async fn show(ctx: RawCtx) -> Result<Response> {
 fn ask(ctx: &RawCtx, fields: &Fields) -> Result<Response, Failure> {
     let (app, browser) = (&ctx.app, Browser::of(ctx)?);
     let asker = Asker::of(app, fields)?;
-    let wish = match asker.wish(fields) {
-        Ok(wish) => wish,
-        Err(refused) => return Ok(asker.to.refuse(&refused)),
-    };
     let prompts: Vec<&str> = fields.text("prompt").split(' ').collect();
-    if prompts.contains(&"none") {
-        let refused = Refused::new(Reason::ConsentRequired, "Users are always asked");
-        return Ok(asker.to.refuse(&refused));
-    }
+    let refused = match asker.wish(fields) {
+        Ok(_) if prompts.contains(&"none") => Err(Refused::new(Reason::ConsentRequired, "Users are always asked")),
+        outcome => outcome,
+    };
+    let wish = match refused {
+        Ok(wish) => wish,
+        Err(refused) if browser.user.is_some() => return Ok(asker.to.refuse(&refused)),
+        // Who has seen no page of ours is not sent on to where some client wants.
+        Err(_) => return Ok(page::log_in_first(app, &format!("{PATH}?{}", fields.encode()))),
+    };
     // Asked for once, not again after it was done.
     let next = format!("{PATH}?{}", fields.without("prompt").encode());
     if prompts.contains(&"create") && app.config.registration.mode != RegistrationMode::Closed {
         return Ok(page::go(app, &format!("/oauth2/register?{}", Fields::of(&[("next", &next)]).encode())));
     }
     match &browser.user {
-        Some((user_id, _)) if !prompts.contains(&"login") => {
-            Ok(consent(app, &browser, user_id, &asker, &wish, &fields.without("prompt").encode())?)
+        Some(user) if !prompts.contains(&"login") => {
+            Ok(consent(app, &browser, user, &asker, &wish, &fields.without("prompt").encode())?)
         }
         _ => Ok(page::log_in_first(app, &next)),
     }
@@ -75,7 +78,7 @@ fn ask(ctx: &RawCtx, fields: &Fields) -> Result<Response, Failure> {
 fn consent(
     app: &App,
     browser: &Browser,
-    user_id: &OwnedUserId,
+    (user_id, user): &(OwnedUserId, User),
     asker: &Asker,
     wish: &Wish,
     request: &str,
@@ -92,10 +95,11 @@ fn consent(
     let main = format!(
         "<p><b>{}</b> of <b>{}</b> wants to use your account <b>{}</b>.</p>\
          <p>It will read and send messages in your name, and change your account. Continue only if you have just begun to \
-         log in there.</p><p>Device: <code>{}</code><br>You will be sent to: <code>{}</code></p>{}{}",
+         log in there.</p>{}<p>Device: <code>{}</code><br>You will be sent to: <code>{}</code></p>{}{}",
         Text(name),
         Text(&host),
         Text(user_id.as_str()),
+        page::warning(user, &wish.scope),
         Text(&wish.scope.device_id),
         Text(&asker.to.uri),
         form(app, PATH, browser, &inside)?,

@@ -13,6 +13,7 @@ use crate::auth::oauth::grants::{self, DeviceGrant};
 use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response};
 use crate::limits::{Class, Owner};
+use crate::schema::User;
 
 const PATH: &str = "/oauth2/link";
 
@@ -25,7 +26,7 @@ pub(super) async fn show(ctx: RawCtx) -> Result<Response> {
 fn ask(ctx: &RawCtx, fields: &Fields) -> Result<Response, Failure> {
     let (app, browser) = (&ctx.app, Browser::of(ctx)?);
     let typed = fields.text("user_code");
-    let Some((user_id, _)) = &browser.user else {
+    let Some(user) = &browser.user else {
         let query =
             if typed.is_empty() { String::new() } else { format!("?{}", Fields::of(&[("user_code", typed)]).encode()) };
         return Ok(page::log_in_first(app, &format!("{PATH}{query}")));
@@ -33,8 +34,8 @@ fn ask(ctx: &RawCtx, fields: &Fields) -> Result<Response, Failure> {
     if typed.is_empty() {
         return Ok(code_page(app, &browser, None)?);
     }
-    match find(app, user_id, typed)? {
-        Some(device) => Ok(confirm_page(app, &browser, user_id, &device)?),
+    match find(app, &user.0, typed)? {
+        Some(device) => Ok(confirm_page(app, &browser, user, &device)?),
         None => Ok(code_page(app, &browser, Some(typed))?),
     }
 }
@@ -59,7 +60,12 @@ fn code_page(app: &App, browser: &Browser, wrong: Option<&str>) -> Result<Respon
     browser.page(app, status, "Log in on another device", &main)
 }
 
-fn confirm_page(app: &App, browser: &Browser, user_id: &OwnedUserId, device: &DeviceGrant) -> Result<Response> {
+fn confirm_page(
+    app: &App,
+    browser: &Browser,
+    (user_id, user): &(OwnedUserId, User),
+    device: &DeviceGrant,
+) -> Result<Response> {
     let client = clients::find(&app.store.snapshot(), &device.client_id)?;
     let client = client.ok_or_else(|| Error::not_found("The app is not known here any more"))?;
     let host = client.host();
@@ -72,11 +78,12 @@ fn confirm_page(app: &App, browser: &Browser, user_id: &OwnedUserId, device: &De
         "<p><b>{}</b> of <b>{}</b> on another device wants to use your account <b>{}</b>.</p>\
          <p>It will read and send messages in your name, and change your account. Continue only if you hold that device in \
          your hands and it shows the code <code>{}</code>. If somebody sent you this code, cancel.</p>\
-         <p>Device: <code>{}</code></p>{}",
+         {}<p>Device: <code>{}</code></p>{}",
         Text(client.client_name.as_deref().unwrap_or(&host)),
         Text(&host),
         Text(user_id.as_str()),
         Text(&device.user_code),
+        page::warning(user, &device.scope),
         Text(&device.scope.device_id),
         form(app, PATH, browser, &inside)?,
     );

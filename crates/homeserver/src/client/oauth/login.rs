@@ -1,5 +1,7 @@
 //! Who sits in front of the browser: logging in, opening an account, logging out.
 
+use std::net::IpAddr;
+
 use http::StatusCode;
 use store::Read as _;
 
@@ -14,7 +16,7 @@ use crate::config::RegistrationMode;
 use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response};
 use crate::schema::USERS;
-use crate::users::accounts::{self, NewAccount};
+use crate::users::accounts::{self, NewAccount, Opener};
 
 const LOGIN: &str = "/oauth2/login";
 const REGISTER: &str = "/oauth2/register";
@@ -73,7 +75,7 @@ pub(super) async fn log_in(mut ctx: RawCtx) -> Result<Response> {
         let app = &ctx.app;
         browser.check_form(app, &fields)?;
         let (next, name) = (next_of(&fields), fields.text("username").trim());
-        match enter(app, name, fields.text("password")).await {
+        match enter(app, name, fields.text("password"), ctx.ip).await {
             Ok(secret) => Ok(entered(app, &next, &secret)?),
             Err(error) => Ok(login_page(app, &browser, &next, name, Some(&for_the_form(error)?))?),
         }
@@ -83,8 +85,8 @@ pub(super) async fn log_in(mut ctx: RawCtx) -> Result<Response> {
 }
 
 /// Logs a browser in; the secret for its cookie.
-async fn enter(app: &App, name: &str, password: &str) -> Result<String> {
-    let proof = session::whose_password(app, name, password).await?;
+async fn enter(app: &App, name: &str, password: &str, ip: IpAddr) -> Result<String> {
+    let proof = session::whose_password(app, name, password, ip).await?;
     // Of one moment: the login lasts as long as this password.
     let (read, user_id) = (app.store.snapshot(), proof.user_id().clone());
     proof.holds(&read)?;
@@ -156,7 +158,7 @@ pub(super) async fn register(mut ctx: RawCtx) -> Result<Response> {
 
 async fn open(app: &App, name: &str, fields: &Fields) -> Result<String> {
     let user_id = accounts::user_id_for_new(app, name)?;
-    accounts::check_free(app, &user_id)?;
+    accounts::check_free(app, &user_id, &Opener::Anybody)?;
     let password = fields.text("password");
     if password != fields.text("again") {
         return Err(Error::invalid_param("The passwords differ"));

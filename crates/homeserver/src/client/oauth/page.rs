@@ -9,7 +9,8 @@ use ruma::OwnedUserId;
 
 use super::fields::Fields;
 use crate::App;
-use crate::auth::oauth::{Failure, Site};
+use crate::auth::oauth::scope::{self, Scope};
+use crate::auth::oauth::{Failure, Site, browser};
 use crate::error::{Error, Result};
 use crate::http::{Body, RawCtx, Response, SameOrigin};
 use crate::schema::User;
@@ -43,7 +44,8 @@ pub(super) struct Browser {
 impl Browser {
     pub(super) fn of(ctx: &RawCtx) -> Result<Self> {
         let (app, oauth) = (&ctx.app, &ctx.app.auth.oauth);
-        let secret = cookie(&ctx.headers, cookie_name(oauth.site()?));
+        // What is not of our making is replaced, whoever put it there.
+        let secret = cookie(&ctx.headers, cookie_name(oauth.site()?)).filter(|secret| browser::is_secret(secret));
         let known = secret.is_some();
         let secret = secret.unwrap_or_else(|| oauth.browsers.new_secret(app));
         let user = oauth.browsers.who(app, &secret)?;
@@ -203,6 +205,15 @@ pub(super) async fn style(ctx: RawCtx) -> Result<Response> {
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/css; charset=utf-8"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
     Ok(response)
+}
+
+/// What is said above the buttons of a page that asks whether to let a client in, besides what all clients get.
+pub(super) fn warning(user: &User, scope: &Scope) -> &'static str {
+    if user.admin && scope::may_administer(&scope.granted) {
+        "<p class=\"wrong\">It also wants to <b>administer this server</b>: to change and close all accounts and rooms.</p>"
+    } else {
+        ""
+    }
 }
 
 #[cfg(test)]

@@ -14,8 +14,9 @@ use super::fields::Fields;
 use crate::auth::oauth::clients;
 use crate::config::RegistrationMode;
 use crate::http::{Answer, Body, Request};
-use crate::schema::{OAUTH_CLIENTS, OAUTH_SESSIONS};
+use crate::schema::{DEVICE_TOKENS, DEVICES, OAUTH_CLIENTS, OAUTH_SESSIONS};
 use crate::testing::{PASSWORD, Server, User, config};
+use crate::users::admin;
 
 const BASE: &str = "https://matrix.hs.test";
 const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
@@ -408,8 +409,9 @@ async fn nothing_is_sent_to_an_address_that_is_not_the_clients() {
 #[tokio::test]
 async fn what_else_is_wrong_the_client_is_told() {
     let server = server();
+    server.user("alice").await;
     let client_id = register(&server).await;
-    let browser = Browser::new(&server);
+    let browser = Browser::logged_in(&server, "alice").await;
     let check = async |changes: &[(&str, &str)], reason: &str| {
         let answer = browser.get(&ask(&client_id, changes)).await;
         let fields = returned(&location(&answer), '?');
@@ -527,6 +529,28 @@ async fn a_login_leads_to_our_own_pages_only() {
 }
 
 #[tokio::test]
+async fn nobody_is_sent_on_who_has_seen_no_page() {
+    let server = server();
+    server.user("alice").await;
+    let client_id = register(&server).await;
+    for wrong in [("prompt", "none"), ("scope", "openid"), ("response_type", "token")] {
+        let sent = location(&Browser::new(&server).get(&ask(&client_id, &[wrong])).await);
+        assert!(sent.starts_with(&format!("{BASE}/oauth2/login")), "{sent}");
+    }
+}
+
+#[tokio::test]
+async fn a_cookie_that_is_not_of_our_making_is_replaced() {
+    let server = server();
+    server.user("alice").await;
+    let browser = Browser::new(&server);
+    *browser.cookie.borrow_mut() = Some("__Host-skerry=planted".to_owned());
+    let page = browser.get("/oauth2/login").await;
+    let form = [("username", "alice"), ("password", PASSWORD)];
+    assert_eq!(browser.fill_in(&page, "/oauth2/login", &["csrf"], &form).await.status, 303);
+}
+
+#[tokio::test]
 async fn an_account_is_opened_where_the_client_asks_for_it() {
     let server = server_with(RegistrationMode::Token);
     let client_id = register(&server).await;
@@ -641,22 +665,126 @@ async fn new_cross_signing_keys_are_approved_on_a_page() {
     assert_eq!(alice.client.post(UPLOAD, keys(2, typed)).await.errcode(), "M_FORBIDDEN");
 
     let browser = Browser::logged_in(&server, "alice").await;
-    let page = browser.get(&url).await;
-    let wrong = browser.fill_in(&page, "/account", &["csrf", "do"], &[("password", "wrong horse")]).await;
-    assert_eq!(wrong.status, 403);
+    let answer = async |password: &str| {
+        let page = browser.get(&url).await;
+        let names = ["csrf", "do", "wanted"];
+        browser.fill_in(&page, "/account", &names, &[("password", password)]).await.status.as_u16()
+    };
+    assert_eq!(answer("wrong horse").await, 403);
     assert_eq!(alice.client.post(UPLOAD, keys(2, auth.clone())).await.status, 401);
-    let right = browser.fill_in(&page, "/account", &["csrf", "do"], &[("password", PASSWORD)]).await;
-    assert_eq!(right.status, 200);
+    assert_eq!(answer(PASSWORD).await, 200);
+    assert_eq!(alice.client.post(UPLOAD, keys(9, Value::Null)).await.status, 401, "other keys were not approved");
+    assert_eq!(
+        alice.client.post(UPLOAD, keys(2, Value::Null)).await.status,
+        401,
+        "and take the place of those that were"
+    );
+    assert_eq!(answer(PASSWORD).await, 200);
     assert_eq!(alice.client.post(UPLOAD, keys(2, auth.clone())).await.status, 200);
+    assert_eq!(browser.get(&url).await.status, 409, "nobody asks now");
     // The approval is used up. Some clients come back without the session.
     assert_eq!(alice.client.post(UPLOAD, keys(3, Value::Null)).await.status, 401);
-    browser.fill_in(&page, "/account", &["csrf", "do"], &[("password", PASSWORD)]).await;
+    assert_eq!(answer(PASSWORD).await, 200);
     assert_eq!(alice.client.post(UPLOAD, keys(3, Value::Null)).await.status, 200);
     // And it ends.
     let asked = alice.client.post(UPLOAD, keys(4, Value::Null)).await.json();
-    browser.fill_in(&page, "/account", &["csrf", "do"], &[("password", PASSWORD)]).await;
+    assert_eq!(answer(PASSWORD).await, 200);
     server.app.clock.advance(Duration::from_secs(600));
     assert_eq!(alice.client.post(UPLOAD, keys(4, json!({ "session": asked["session"] }))).await.status, 401);
+}
+
+#[tokio::test]
+async fn new_cross_signing_keys_are_not_approved_while_two_devices_want_some() {
+    const UPLOAD: &str = "/_matrix/client/v3/keys/device_signing/upload";
+    let server = server();
+    server.user("alice").await;
+    let (client_id, tokens) = session(&server).await;
+    let alice = user(&server, &tokens);
+    let browser = Browser::logged_in(&server, "alice").await;
+    let other_scope = "urn:matrix:client:api:* urn:matrix:client:device:THIEF";
+    let page = browser.get(&ask(&client_id, &[("scope", other_scope)])).await;
+    let names = ["csrf", "request", "user"];
+    let granted = browser.fill_in(&page, "/oauth2/authorize", &names, &[("answer", "allow")]).await;
+    let code = returned(&location(&granted), '?').get("code").unwrap().to_owned();
+    let thief = user(&server, &redeem(&server, &client_id, &code).await.json());
+    let keys = |byte: u8| {
+        let key = STANDARD_NO_PAD.encode([byte; 32]);
+        let keys = json!({ (format!("ed25519:{key}")): key });
+        json!({ "master_key": { "user_id": alice.user_id, "usage": ["master"], "keys": keys } })
+    };
+    assert_eq!(alice.client.post(UPLOAD, keys(1)).await.status, 200);
+    assert_eq!(alice.client.post(UPLOAD, keys(2)).await.status, 401);
+    assert_eq!(thief.client.post(UPLOAD, keys(3)).await.status, 401);
+    let path = "/account?action=org.matrix.cross_signing_reset";
+    let page = browser.get(path).await;
+    assert_eq!(page.status, 409);
+    assert!(text(&page).contains("THIEF") && text(&page).contains("PHONE12345"), "{}", text(&page));
+    // Without the other one it goes on, and is for this device alone.
+    let out = browser.get("/account?action=org.matrix.device_delete&device_id=THIEF").await;
+    browser.fill_in(&out, "/account", &["csrf", "do", "device_id"], &[]).await;
+    let page = browser.get(path).await;
+    let names = ["csrf", "do", "wanted"];
+    assert_eq!(browser.fill_in(&page, "/account", &names, &[("password", PASSWORD)]).await.status, 200);
+    assert_eq!(alice.client.post(UPLOAD, keys(2)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_client_administers_the_server_only_if_an_administrator_lets_it() {
+    const DESK: &str = "/_synapse/admin/v2/users/@alice:hs.test";
+    let server = server();
+    let alice = server.user("alice").await;
+    let client_id = register(&server).await;
+    let browser = Browser::logged_in(&server, "alice").await;
+    let admin_scope = "urn:matrix:client:api:* urn:matrix:client:device:CONSOLE urn:synapse:admin:*";
+    let log_in = async |scope: &str| {
+        let page = browser.get(&ask(&client_id, &[("scope", scope)])).await;
+        let names = ["csrf", "request", "user"];
+        let answer = browser.fill_in(&page, "/oauth2/authorize", &names, &[("answer", "allow")]).await;
+        let code = returned(&location(&answer), '?').get("code").unwrap().to_owned();
+        let opened = redeem(&server, &client_id, &code).await.json();
+        let status = user(&server, &opened).client.get(DESK).await.status.as_u16();
+        (text(&page).contains("administer this server"), opened["scope"].as_str().unwrap().contains("admin"), status)
+    };
+    assert_eq!(log_in(admin_scope).await, (false, false, 403), "she is no administrator");
+    let user_id = ruma::UserId::parse(alice.user_id.as_str()).unwrap();
+    admin::set_admin(&server.app, &user_id, true).await.unwrap();
+    assert_eq!(log_in(SCOPE).await, (false, false, 403), "this client was not let do that");
+    assert_eq!(log_in(admin_scope).await, (true, true, 200));
+    assert_eq!(alice.client.get(DESK).await.status, 200, "a session by password is hers alone");
+}
+
+#[tokio::test]
+async fn a_session_of_very_many_refreshes_is_ended_at_once() {
+    let server = server();
+    server.user("alice").await;
+    let (client_id, mut tokens) = session(&server).await;
+    for _ in 0..200 {
+        tokens = refresh(&server, &client_id, &tokens["refresh_token"]).await.json();
+    }
+    let rows = || server.app.store.snapshot().count(&DEVICE_TOKENS, DEVICE_TOKENS.all()).unwrap();
+    assert!(rows() < 150, "{}", rows());
+    let alice = user(&server, &tokens);
+    assert_eq!(alice.client.get(WHOAMI).await.status, 200);
+    let revoked = post_form(&server, "/oauth2/revoke", &[("token", tokens["access_token"].as_str().unwrap())]).await;
+    assert_eq!((revoked.status.as_u16(), rows()), (200, 1), "only that of another device is left");
+}
+
+#[tokio::test]
+async fn two_pairs_of_one_refresh_token_do_not_end_the_session() {
+    let server = server();
+    server.user("alice").await;
+    let (client_id, first) = session(&server).await;
+    let pairs = [
+        refresh(&server, &client_id, &first["refresh_token"]).await.json(),
+        refresh(&server, &client_id, &first["refresh_token"]).await.json(),
+    ];
+    for pair in &pairs {
+        assert_eq!(user(&server, pair).client.get(WHOAMI).await.status, 200);
+    }
+    let next = refresh(&server, &client_id, &pairs[0]["refresh_token"]).await;
+    assert_eq!(next.status, 200, "{}", next.json());
+    assert_eq!(user(&server, &next.json()).client.get(WHOAMI).await.status, 200);
+    assert_eq!(error(&refresh(&server, &client_id, &pairs[1]["refresh_token"]).await), refused("invalid_grant"));
 }
 
 // ---- devices without a browser -----------------------------------------------------------------------------------
@@ -725,6 +853,24 @@ async fn a_device_may_stay_outside() {
         server.client.post("/oauth2/registration", plain).await.json()["client_id"].as_str().unwrap().to_owned();
     let answer = post_form(&server, "/oauth2/device", &[("client_id", &plain), ("scope", SCOPE)]).await;
     assert_eq!(error(&answer), refused("unauthorized_client"));
+}
+
+#[tokio::test]
+async fn what_was_granted_before_logging_out_everywhere_opens_nothing_after_it() {
+    let server = server();
+    let alice = server.user("alice").await;
+    let client_id = register(&server).await;
+    let browser = Browser::logged_in(&server, "alice").await;
+    let device = device(&server, &client_id).await;
+    assert_eq!(answer_device(&browser, &device, "allow").await.status, 200);
+    let code = browser.code(&client_id).await;
+    assert_eq!(alice.client.post("/_matrix/client/v3/logout/all", json!({})).await.status, 200);
+    assert_eq!(error(&redeem(&server, &client_id, &code).await), refused("invalid_grant"));
+    server.app.clock.advance(Duration::from_secs(20));
+    assert_eq!(error(&poll(&server, &client_id, &device).await), refused("invalid_grant"));
+    let devices = server.app.store.snapshot().scan(&DEVICES, DEVICES.prefix(("@alice:hs.test",))).count();
+    assert_eq!(devices, 0, "all were logged out, and none has come");
+    assert_eq!(browser.get("/account").await.status, 303);
 }
 
 // ---- the account -------------------------------------------------------------------------------------------------

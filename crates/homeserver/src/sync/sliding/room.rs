@@ -143,7 +143,7 @@ impl Visitor<'_> {
     fn over(&mut self, visit: &Visit) -> Result<Option<Room>> {
         let rooms = self.viewer.rooms;
         let (nr, member) = (visit.room, &visit.member);
-        let Some(head) = rooms.head_of(nr)? else { return Ok(None) };
+        let Some(head) = rooms.head_of(nr)? else { return self.closed(visit) };
         let Some(event) = rooms.event(nr, member.event)? else { return Ok(None) };
         let left = left_at(rooms, nr, member)?.filter(|_| !member.forgotten);
         let saw_the_end = visit.since.is_some_and(|since| left.is_none_or(|left| left <= since));
@@ -163,6 +163,21 @@ impl Visitor<'_> {
     }
 
     /// Nothing but the event that says that it is over.
+    /// A room that was deleted: that it is over is all there is to tell, to who knew it.
+    fn closed(&self, visit: &Visit) -> Result<Option<Room>> {
+        let at = visit.member.event;
+        if visit.since.is_none_or(|since| since >= at) {
+            return Ok(None);
+        }
+        let closed = self.viewer.rooms.closed(visit.room, self.viewer.user_id)?;
+        Ok(closed.map(|(room_id, last)| Room {
+            room_id,
+            required_state: vec![(at, last)],
+            bump_stamp: at,
+            ..Room::default()
+        }))
+    }
+
     fn the_end(&self, room_id: String, visit: &Visit, event: StoredEvent) -> Result<Room> {
         let Membership { event: at, .. } = visit.member;
         let sight = Sight::new(self.viewer.rooms, visit.room, self.viewer.user_id, Some(&visit.member))?;
