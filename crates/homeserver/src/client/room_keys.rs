@@ -442,7 +442,7 @@ mod tests {
     async fn an_account_with_very_many_backups_is_closed_like_any_other() {
         let server = Server::default();
         let alice = server.user("alice").await;
-        for chunk in (1..=20_000u64).collect::<Vec<_>>().chunks(5_000) {
+        for chunk in (1..=60_000u64).collect::<Vec<_>>().chunks(5_000) {
             let mut batch = store::Batch::new();
             chunk.iter().for_each(|nr| batch.put(&BACKUPS, (&alice.user_id, *nr), &Backup::default()));
             server.app.store.commit(batch).unwrap().durable().await.unwrap();
