@@ -104,6 +104,16 @@ pub fn of<R: Read>(reader: RoomReader<'_, R>, room: RoomNr, head: &Head, server:
     })
 }
 
+/// The name of a room and its main alias, if it has them.
+pub fn names<R: Read>(
+    reader: RoomReader<'_, R>,
+    room: RoomNr,
+    head: &Head,
+) -> Result<(Option<String>, Option<String>)> {
+    let text = |kind: &str, field: &str| text(reader, room, head, kind, field);
+    Ok((text("m.room.name", "name")?, text("m.room.canonical_alias", "alias")?))
+}
+
 fn text<R: Read>(
     reader: RoomReader<'_, R>,
     room: RoomNr,

@@ -9,12 +9,14 @@ use store::{Pos, Read, Tx};
 use super::paging::Paging;
 use super::{done, ok};
 use crate::App;
+use crate::blocking;
 use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response, Routes};
-use crate::rooms::overview::{self, Overview};
+use crate::rooms::overview;
 use crate::rooms::read::RoomReader;
 use crate::rooms::shown::{Shown, Style};
 use crate::schema::{REPORTS, Report, Reported};
+use crate::stored::StoredEvent;
 
 pub(super) fn routes() -> Routes {
     const EVENTS: &str = "/_synapse/admin/v1/event_reports";
@@ -57,13 +59,18 @@ fn all(ctx: &RawCtx, is: impl Fn(&Report) -> bool) -> Result<Vec<(Pos, Report)>>
     Ok(found)
 }
 
-fn page(found: Vec<(Pos, Value)>, paging: &Paging, list: &str) -> Result<Response> {
-    let mut found = found;
+/// A page of reports. Only what is on it is looked up.
+fn page(
+    mut found: Vec<(Pos, Report)>,
+    paging: &Paging,
+    list: &str,
+    show: impl Fn(Pos, &Report) -> Result<Value>,
+) -> Result<Response> {
     if paging.newest_first() {
         found.reverse();
     }
     let page = paging.cut(found);
-    let reports: Vec<Value> = page.items.into_iter().map(|(_, report)| report).collect();
+    let reports: Vec<Value> = page.items.iter().map(|(at, report)| show(*at, report)).collect::<Result<_>>()?;
     let mut body = json!({ list: reports, "total": page.total });
     if let Some(next) = page.next {
         body["next_token"] = json!(next);
@@ -72,6 +79,10 @@ fn page(found: Vec<(Pos, Value)>, paging: &Paging, list: &str) -> Result<Respons
 }
 
 async fn of_events(ctx: RawCtx) -> Result<Response> {
+    blocking::run(move || list_of_events(&ctx)).await?
+}
+
+fn list_of_events(ctx: &RawCtx) -> Result<Response> {
     let (query, paging): (Query, Paging) = (ctx.query()?, ctx.query()?);
     let is = |report: &Report| match &report.about {
         Reported::Event { room_id, .. } => {
@@ -79,20 +90,29 @@ async fn of_events(ctx: RawCtx) -> Result<Response> {
         }
         _ => false,
     };
-    let mut found = Vec::new();
-    for (at, report) in all(&ctx, is)? {
-        let shown = event_report(&ctx, at, &report)?;
-        if contains(&query.event_sender_user_id, shown["sender"].as_str().unwrap_or_default()) {
-            found.push((at, shown));
+    let mut found = all(ctx, is)?;
+    if query.event_sender_user_id.is_some() {
+        let mut by_sender = Vec::new();
+        for (at, report) in found {
+            let event = find_event(ctx, &report)?;
+            if contains(&query.event_sender_user_id, event.as_ref().map_or("", |(_, event)| event.sender())) {
+                by_sender.push((at, report));
+            }
         }
+        found = by_sender;
     }
-    page(found, &paging, "event_reports")
+    page(found, &paging, "event_reports", |at, report| event_report(ctx, at, report))
 }
 
 fn event_report(ctx: &RawCtx, at: Pos, report: &Report) -> Result<Value> {
     let Reported::Event { room_id, event_id } = &report.about else { return Err(unknown()) };
-    let (room, event) = look(ctx, room_id, event_id)?;
-    let room = room.unwrap_or_default();
+    let read = ctx.app.store.snapshot();
+    let reader = RoomReader::new(&ctx.app.room_cache, &read);
+    let (name, canonical_alias) = match reader.head(&RoomId::parse(room_id).map_err(Error::internal)?)? {
+        Some((nr, head)) => overview::names(reader, nr, &head)?,
+        None => (None, None),
+    };
+    let event = find_event(ctx, report)?;
     Ok(json!({
         "id": at.0,
         "received_ts": report.ts,
@@ -101,34 +121,36 @@ fn event_report(ctx: &RawCtx, at: Pos, report: &Report) -> Result<Value> {
         "user_id": report.reporter,
         "reason": report.reason,
         "score": null,
-        "sender": event.as_ref().map(|event| event["sender"].clone()),
-        "name": room.name,
-        "canonical_alias": room.canonical_alias,
+        "sender": event.as_ref().map(|(_, event)| event.sender()),
+        "name": name,
+        "canonical_alias": canonical_alias,
     }))
 }
 
-/// The room and the event that a report is about, if they are still there.
-fn look(ctx: &RawCtx, room_id: &str, event_id: &str) -> Result<(Option<Overview>, Option<Value>)> {
+/// The event that a report is about, if it is still there.
+fn find_event(ctx: &RawCtx, report: &Report) -> Result<Option<(Pos, StoredEvent)>> {
+    let Reported::Event { room_id, event_id } = &report.about else { return Ok(None) };
     let read = ctx.app.store.snapshot();
     let reader = RoomReader::new(&ctx.app.room_cache, &read);
-    let id = RoomId::parse(room_id).map_err(Error::internal)?;
-    let Some((nr, head)) = reader.head(&id)? else { return Ok((None, None)) };
-    let room = overview::of(reader, nr, &head, &ctx.app.server_name)?;
+    let Some((nr, _)) = reader.head(&RoomId::parse(room_id).map_err(Error::internal)?)? else { return Ok(None) };
     let event_id = EventId::parse(event_id).map_err(Error::internal)?;
-    let Some(at) = reader.find(nr, &event_id)? else { return Ok((Some(room), None)) };
-    let Some(event) = reader.event(nr, at)? else { return Ok((Some(room), None)) };
-    let style = Style { now_ms: ctx.app.clock.now_ms(), device_id: None, room_id: Some(room_id), federation: true };
-    let mut bytes = Vec::new();
-    Shown::plain(at, event).write(&mut bytes, &style);
-    Ok((Some(room), Some(serde_json::from_slice(&bytes).map_err(Error::internal)?)))
+    let Some(at) = reader.find(nr, &event_id)? else { return Ok(None) };
+    Ok(reader.event(nr, at)?.map(|event| (at, event)))
 }
 
 async fn of_event(ctx: RawCtx) -> Result<Response> {
     let (at, report) = find(&ctx, |about| matches!(about, Reported::Event { .. }))?;
     let mut body = event_report(&ctx, at, &report)?;
-    if let Reported::Event { room_id, event_id } = &report.about {
-        body["event_json"] = look(&ctx, room_id, event_id)?.1.unwrap_or_default();
-    }
+    body["event_json"] = match (&report.about, find_event(&ctx, &report)?) {
+        (Reported::Event { room_id, .. }, Some((at, event))) => {
+            let now_ms = ctx.app.clock.now_ms();
+            let style = Style { now_ms, device_id: None, room_id: Some(room_id), federation: true };
+            let mut bytes = Vec::new();
+            Shown::plain(at, event).write(&mut bytes, &style);
+            serde_json::from_slice(&bytes).map_err(Error::internal)?
+        }
+        _ => Value::Null,
+    };
     ok(&body)
 }
 
@@ -138,16 +160,11 @@ async fn of_rooms(ctx: RawCtx) -> Result<Response> {
         Reported::Room { room_id } => contains(&query.user_id, &report.reporter) && contains(&query.room_id, room_id),
         _ => false,
     };
-    let show = |(at, report): (Pos, Report)| match &report.about {
-        Reported::Room { room_id } => (
-            at,
-            json!({ "id": at.0, "received_ts": report.ts, "room_id": room_id,
-            "user_id": report.reporter, "reason": report.reason }),
-        ),
-        _ => (at, Value::Null),
-    };
-    let found = all(&ctx, is)?.into_iter().map(show).collect();
-    page(found, &paging, "room_reports")
+    page(all(&ctx, is)?, &paging, "room_reports", |at, report| {
+        let Reported::Room { room_id } = &report.about else { return Err(unknown()) };
+        Ok(json!({ "id": at.0, "received_ts": report.ts, "room_id": room_id, "user_id": report.reporter,
+            "reason": report.reason }))
+    })
 }
 
 async fn of_users(ctx: RawCtx) -> Result<Response> {
@@ -158,8 +175,7 @@ async fn of_users(ctx: RawCtx) -> Result<Response> {
         }
         _ => false,
     };
-    let found = all(&ctx, is)?.into_iter().map(|(at, report)| (at, user_report(at, &report))).collect();
-    page(found, &paging, "user_reports")
+    page(all(&ctx, is)?, &paging, "user_reports", |at, report| Ok(user_report(at, report)))
 }
 
 fn user_report(at: Pos, report: &Report) -> Value {
