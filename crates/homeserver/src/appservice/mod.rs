@@ -6,7 +6,7 @@
 //!
 //! A transaction is written down together with the cursor of the journal before it is sent, and is sent in the same
 //! words until the service acknowledges it: none is left out, none comes before another, and a service that sees one
-//! twice knows it by its number.
+//! twice knows it by its number. Only who takes nothing for weeks begins anew, and is not told what it missed.
 
 pub mod calls;
 mod interest;
@@ -24,7 +24,7 @@ use store::{Batch, Pos, Read as _, Signal, Tx, journal};
 use crate::App;
 use crate::background;
 use crate::config::registrations::Registration;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::schema::{SERVICE_TXNS, ServiceTxn, TO_DEVICE, USERS, topic};
 use crate::users::accounts::{self, NewAccount, Opener};
 use interest::Interest;
@@ -39,6 +39,8 @@ const SAVE_EVERY: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// A service that shows that it is there is tried again at once.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
+/// What a service has not taken for so long it is told no more: the journal cannot be kept for ever.
+const GIVE_UP_MS: u64 = 14 * 24 * 60 * 60 * 1000;
 /// Rows that are deleted in one commit.
 const MAX_ROWS: usize = 1_000;
 
@@ -202,6 +204,10 @@ impl<'a> Follower<'a> {
     /// Sends the transaction under way until it is acknowledged. `false`: the server stops.
     async fn deliver(&mut self) -> Result<bool> {
         while !self.txn.body.is_empty() {
+            // Their numbers are the times at which they were made.
+            if self.app.clock.now_ms().saturating_sub(self.txn.number) > GIVE_UP_MS {
+                self.give_up().await?;
+            }
             let nudges = self.here.nudges();
             let path = format!("transactions/{}", self.txn.number);
             let sent = tokio::select! {
@@ -228,6 +234,21 @@ impl<'a> Follower<'a> {
             }
         }
         Ok(true)
+    }
+
+    /// Goes on with what happens from now on, by beginning anew.
+    async fn give_up(&mut self) -> Result<()> {
+        let done = ServiceTxn { number: self.txn.number, ..ServiceTxn::default() };
+        let mut batch = Batch::new();
+        batch.put(&SERVICE_TXNS, &self.service.id, &done);
+        journal::advance(&mut batch, &self.name, self.app.store.tip());
+        self.app.store.commit(batch)?.durable().await?;
+        let service = &self.service.id;
+        tracing::error!(
+            service,
+            "an application service was away for too long: what happened up to now it is not told"
+        );
+        Err(Error::unavailable("the service was away for too long"))
     }
 
     /// The service has it: the messages to devices in it are delivered.

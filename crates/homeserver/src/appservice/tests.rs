@@ -12,7 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use store::{MemoryDisk, Read as _};
+use store::{MemoryDisk, Read as _, journal};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -395,6 +395,37 @@ async fn pitfall_019_what_was_not_taken_is_sent_after_a_restart() {
     let again = service.next().await;
     assert_eq!((&again.path, &again.body), (&first.path, &first.body));
     assert_eq!(bodies(&service.told_up_to("later").await), ["later"]);
+}
+
+#[tokio::test]
+async fn a_service_that_is_away_for_weeks_begins_anew() {
+    let mut service = Service::open().await;
+    let server = service.server("");
+    let client = started(&server).await;
+    service.answers.lock().extend((0..2).map(|_| (502, json!({}))));
+    let room = room(&client, "", public()).await;
+    let first = service.next().await;
+    let follower = format!("{}irc", super::FOLLOWERS);
+    let cursor = || journal::cursor(&server.app.store.snapshot(), &follower).unwrap();
+    let before = cursor();
+    say(&client, &room, "missed", "").await;
+    server.app.clock.advance(Duration::from_secs(15 * 24 * 3_600));
+    let begun_anew = async {
+        while cursor() == before {
+            server.app.clock.advance(Duration::from_millis(500));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), begun_anew).await.unwrap();
+    service.answers.lock().clear();
+    say(&client, &room, "new", "").await;
+    let next = loop {
+        let next = service.next_by_clock(&server).await;
+        if next.path != first.path {
+            break next;
+        }
+    };
+    assert_eq!(bodies(next.body["events"].as_array().unwrap()), ["new"]);
 }
 
 #[tokio::test]
