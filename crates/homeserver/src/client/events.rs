@@ -5,7 +5,7 @@ use ::rooms::timeline::Direction;
 use http::{Method, StatusCode};
 use ruma::{EventId, RoomId};
 use serde::Deserialize;
-use store::{Pos, Read};
+use store::{Pos, Read, Snapshot};
 
 use super::messages::{Filter, Looking, array, senders, style};
 use crate::auth::Access;
@@ -16,6 +16,7 @@ use crate::rooms::read::RoomReader;
 use crate::rooms::relations::Gatherer;
 use crate::rooms::shown::{Shown, string};
 use crate::rooms::visibility::{Eyes, Ignored, Reach};
+use crate::schema::{EVENT_IDS, HEADS};
 use crate::stored::StoredEvent;
 use crate::sync::token;
 
@@ -44,19 +45,37 @@ pub fn routes() -> Routes {
         )
         .access(Access::Token)
         .guests()
+        .raw(
+            Method::GET,
+            &["/_matrix/client/r0/events/{event_id}", "/_matrix/client/v3/events/{event_id}"],
+            event_of_any_room,
+        )
+        .access(Access::Token)
+        .guests()
 }
 
 async fn event(ctx: RawCtx) -> Result<Response> {
     let (room_id, event_id) = (RoomId::parse(ctx.arg(0))?, EventId::parse(ctx.arg(1))?);
-    let requester = ctx.requester()?;
+    read_event(&ctx, &ctx.app.store.snapshot(), &room_id, &event_id)
+}
+
+async fn event_of_any_room(ctx: RawCtx) -> Result<Response> {
+    let event_id = EventId::parse(ctx.arg(0))?;
     let read = ctx.app.store.snapshot();
-    let reader = RoomReader::new(&ctx.app.room_cache, &read);
+    let found = read.get(&EVENT_IDS, event_id.as_str())?.ok_or_else(not_found)?;
+    let head = read.get(&HEADS, found.room)?.ok_or_else(not_found)?;
+    read_event(&ctx, &read, &RoomId::parse(&head.room_id).map_err(Error::internal)?, &event_id)
+}
+
+fn read_event(ctx: &RawCtx, read: &Snapshot, room_id: &RoomId, event_id: &EventId) -> Result<Response> {
+    let requester = ctx.requester()?;
+    let reader = RoomReader::new(&ctx.app.room_cache, read);
     // Whether it is not there or not to be seen is nobody's business.
-    let reach = Reach::of_any(reader, &requester.user_id, &room_id)?.ok_or_else(not_found)?;
+    let reach = Reach::of_any(reader, &requester.user_id, room_id)?.ok_or_else(not_found)?;
     let eyes = reach.eyes(reader, &requester.user_id)?;
-    let (at, event) = find(reader, &reach, &eyes, &event_id)?;
-    let ignored = Ignored::by(&read, &requester.user_id)?;
-    let style = style(&ctx.app, requester, &room_id);
+    let (at, event) = find(reader, &reach, &eyes, event_id)?;
+    let ignored = Ignored::by(read, &requester.user_id)?;
+    let style = style(&ctx.app, requester, room_id);
     let gatherer =
         Gatherer { reader, room: reach.room, eyes: &eyes, user_id: &requester.user_id, ignored: &ignored, style };
     let mut out = Vec::with_capacity(2_048);

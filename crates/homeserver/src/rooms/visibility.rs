@@ -54,6 +54,16 @@ impl Reach {
         reach.filter(|reach| reach.standing == Standing::Joined).ok_or_else(not_there)
     }
 
+    /// What a user may read of a room from now on: as one who is in it, or because anybody may.
+    pub fn of_watching<R: Read>(reader: RoomReader<'_, R>, user_id: &UserId, room_id: &RoomId) -> Result<Self> {
+        let mut reach = Self::of_any(reader, user_id, room_id)?.ok_or_else(not_there)?;
+        if matches!(reach.standing, Standing::Left(_)) && is_world_readable(reader, reach.room, &reach.head)? {
+            reach.standing = Standing::Peeking;
+        }
+        let watches = matches!(reach.standing, Standing::Joined | Standing::Peeking);
+        if watches { Ok(reach) } else { Err(not_there()) }
+    }
+
     /// The same for anybody: for looking at single events, of which each says itself who may see it. `None` only if the
     /// room is not known.
     pub fn of_any<R: Read>(reader: RoomReader<'_, R>, user_id: &UserId, room_id: &RoomId) -> Result<Option<Self>> {
