@@ -70,8 +70,8 @@ pub fn carry_over(tx: &mut Tx, user_id: &str, device_id: &str, epoch: u64) -> Re
 }
 
 /// A token that logs its user in once, on another device.
-pub fn issue_login(app: &App, tx: &mut Tx, user_id: &str) -> Result<String> {
-    issue_apart(app, tx, user_id, TokenKind::Login, Some(app.config.auth.login_token_lifetime.get()))
+pub fn issue_login(app: &App, tx: &mut Tx, user_id: &str, lifetime: Duration) -> Result<String> {
+    issue_apart(app, tx, user_id, TokenKind::Login, Some(lifetime))
 }
 
 /// How long an OpenID token lasts.

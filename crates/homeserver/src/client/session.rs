@@ -24,7 +24,7 @@ use crate::users::accounts;
 
 pub fn routes() -> Routes {
     Routes::default()
-        .ruma(login_types)
+        .ruma_answering(login_types)
         .raw(Method::POST, &["/_matrix/client/r0/login", "/_matrix/client/v3/login"], login)
         .access(Access::AppserviceTokenIfAny)
         .limit(Class::Login)
@@ -39,14 +39,21 @@ pub fn routes() -> Routes {
         .locked()
 }
 
-async fn login_types(ctx: Ctx<get_login_types::v3::Request>) -> Result<get_login_types::v3::Response> {
-    use get_login_types::v3::{ApplicationServiceLoginType, LoginType, PasswordLoginType, Response, TokenLoginType};
-    let token = TokenLoginType { get_login_token: true };
-    let mut types = vec![LoginType::Password(PasswordLoginType::new()), LoginType::Token(token)];
-    if !ctx.app.appservices.is_empty() {
-        types.push(LoginType::ApplicationService(ApplicationServiceLoginType::new()));
+async fn login_types(ctx: Ctx<get_login_types::v3::Request>) -> Result<Response> {
+    let mut flows =
+        vec![json!({ "type": "m.login.password" }), json!({ "type": "m.login.token", "get_login_token": true })];
+    if ctx.app.auth.oauth.site().is_ok() {
+        // The pages that log in for OAuth do so for those who know no OAuth, too; under the older name for older clients.
+        flows.push(json!({
+            "type": "m.login.sso",
+            "oauth_aware_preferred": true,
+            "org.matrix.msc3824.delegated_oidc_compatibility": true,
+        }));
     }
-    Ok(Response::new(types))
+    if !ctx.app.appservices.is_empty() {
+        flows.push(json!({ "type": "m.login.application_service" }));
+    }
+    Ok(json_response(StatusCode::OK, json!({ "flows": flows }).to_string()))
 }
 
 /// Read by itself: a request that names no type at all must be an error like any other.
@@ -180,12 +187,12 @@ pub(crate) fn add_refresh(answer: &mut Value, grant: &Grant) {
 async fn login_token(ctx: Ctx<get_login_token::v1::Request>) -> Result<get_login_token::v1::Response> {
     let (app, requester) = (&ctx.app, &ctx.requester);
     let passed = uia::check_password(app, requester, "login/get_token".to_owned(), &ctx.body).await?;
+    let expires_in: Duration = app.config.auth.login_token_lifetime.get();
     let issue = |tx: &mut Tx| {
         passed.holds(tx)?;
-        tokens::issue_login(app, tx, requester.user_id.as_str())
+        tokens::issue_login(app, tx, requester.user_id.as_str(), expires_in)
     };
     let login_token = app.store.transact(issue).await?.value;
-    let expires_in: Duration = app.config.auth.login_token_lifetime.get();
     Ok(get_login_token::v1::Response::new(expires_in, login_token))
 }
 

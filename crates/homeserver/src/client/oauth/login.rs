@@ -8,6 +8,7 @@ use store::Read as _;
 use super::authorize;
 use super::fields::Fields;
 use super::page::{self, Browser, Text, form, hidden, shown};
+use super::sso;
 use crate::App;
 use crate::auth::oauth::Failure;
 use crate::auth::uia;
@@ -25,7 +26,7 @@ const REGISTER: &str = "/oauth2/register";
 fn next_of(fields: &Fields) -> String {
     let next = fields.text("next");
     let (path, query) = next.split_once('?').unwrap_or((next, ""));
-    let known = [authorize::PATH, "/oauth2/link", "/account"].contains(&path);
+    let known = [authorize::PATH, sso::PATH, "/oauth2/link", "/account"].contains(&path);
     if known && query.bytes().all(|byte| byte.is_ascii_graphic()) { next.to_owned() } else { "/account".to_owned() }
 }
 

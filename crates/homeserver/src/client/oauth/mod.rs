@@ -1,7 +1,7 @@
 //! Logging in by OAuth 2.0: what clients ask (JSON and forms), and the pages that their users see.
 //!
 //! - `metadata.rs`, `registration.rs`, `token.rs`: what clients ask.
-//! - `authorize.rs`, `link.rs`: a user lets a client in; `login.rs`: who the user is; `account.rs`: what they may do else.
+//! - `authorize.rs`, `link.rs`, `sso.rs`: a user lets a client in; `login.rs`: who the user is; `account.rs`: what they may do else.
 //! - `page.rs`: HTML, cookies; `fields.rs`: forms and queries.
 //!
 //! Who may have what is decided in `auth/oauth`. While the settings do not ask for it, all of this is not there.
@@ -14,6 +14,7 @@ mod login;
 mod metadata;
 mod page;
 mod registration;
+mod sso;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -44,6 +45,12 @@ pub fn routes() -> Routes {
         .raw(Method::GET, &["/oauth2/link"], link::show)
         .limit(Class::Other)
         .raw(Method::POST, &["/oauth2/link"], link::answer)
+        .limit(Class::Other)
+        .raw(Method::GET, sso::REDIRECTS, sso::begin)
+        .limit(Class::Other)
+        .raw(Method::GET, &[sso::PATH], sso::show)
+        .limit(Class::Other)
+        .raw(Method::POST, &[sso::PATH], sso::answer)
         .limit(Class::Other)
         .raw(Method::GET, &["/oauth2/login"], login::show)
         .limit(Class::Other)

@@ -968,3 +968,107 @@ async fn an_account_is_closed_with_its_password_only() {
     assert_eq!(alice.client.get(WHOAMI).await.status, 401);
     assert_eq!(browser.get("/account").await.status, 303);
 }
+
+// ---- clients that know no OAuth ------------------------------------------------------------------------------------
+
+const SSO: &str = "/_matrix/client/v3/login/sso/redirect";
+const APP: &str = "https://app.example.com/?keep=this#/here";
+
+fn sso(redirect_url: &str, more: &[(&str, &str)]) -> String {
+    let mut fields = vec![("redirectUrl", redirect_url)];
+    fields.extend(more);
+    format!("{SSO}?{}", Fields::of(&fields).encode())
+}
+
+#[tokio::test]
+async fn a_client_without_oauth_gets_a_login_token() {
+    let server = server();
+    server.user("alice").await;
+    let flows = server.client.get("/_matrix/client/v3/login").await.json()["flows"].clone();
+    let flow = flows.as_array().unwrap().iter().find(|flow| flow["type"] == "m.login.sso").unwrap().clone();
+    assert_eq!(flow["oauth_aware_preferred"], true);
+    let browser = Browser::new(&server);
+    let sent = browser.get(&sso(APP, &[("action", "login")])).await;
+    assert_eq!(sent.status, 302);
+    let first = browser.get(&location(&sent)).await;
+    let login = browser.get(&location(&first)).await;
+    assert!(location(&first).starts_with(&format!("{BASE}/oauth2/login?")), "{}", location(&first));
+    let entered = [("username", "alice"), ("password", PASSWORD)];
+    let answer = browser.fill_in(&login, "/oauth2/login", &["csrf", "next"], &entered).await;
+    let page = browser.get(&location(&answer)).await;
+    assert!(
+        text(&page).contains("<b>app.example.com</b>") && text(&page).contains("@alice:hs.test"),
+        "{}",
+        text(&page)
+    );
+    let names = ["csrf", "redirectUrl", "user"];
+    let answer = browser.fill_in(&page, "/oauth2/sso", &names, &[("answer", "allow")]).await;
+    let (start, rest) = ("https://app.example.com/?keep=this&loginToken=", location(&answer));
+    let token = rest.strip_prefix(start).unwrap().strip_suffix("#/here").unwrap().to_owned();
+    let log_in = async || {
+        let body = json!({ "type": "m.login.token", "token": token });
+        server.client.post("/_matrix/client/v3/login", body).await
+    };
+    assert_eq!(log_in().await.json()["user_id"], "@alice:hs.test");
+    assert_eq!(log_in().await.status, 403, "it is good for once");
+    let late = browser.fill_in(&page, "/oauth2/sso", &names, &[("answer", "allow")]).await;
+    let late = location(&late).strip_prefix(start).unwrap().strip_suffix("#/here").unwrap().to_owned();
+    server.app.clock.advance(Duration::from_secs(16));
+    let body = json!({ "type": "m.login.token", "token": late });
+    assert_eq!(server.client.post("/_matrix/client/v3/login", body).await.status, 403, "and for a short time");
+}
+
+#[tokio::test]
+async fn nobody_gets_a_login_token_whom_the_user_did_not_agree_to() {
+    let server = server();
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let browser = Browser::logged_in(&server, "alice").await;
+    let page = browser.get(&location(&browser.get(&sso(APP, &[])).await)).await;
+    assert_eq!((page.status.as_u16(), location(&page)), (200, String::new()), "the user is asked");
+    let csrf = field(&page, "csrf");
+    let answer = async |browser: &Browser<'_>, more: &[(&str, &str)]| {
+        let mut form = vec![("redirectUrl", APP), ("answer", "allow")];
+        form.extend(more);
+        browser.post("/oauth2/sso", &form).await
+    };
+    // A form from elsewhere, a form for somebody else, a form of another browser.
+    assert_eq!(answer(&browser, &[("user", &alice.user_id)]).await.status, 403);
+    let other = answer(&browser, &[("user", &bob.user_id), ("csrf", &csrf)]).await;
+    assert!(location(&other).starts_with(&format!("{BASE}/oauth2/sso?")), "{}", location(&other));
+    let stranger = Browser::new(&server);
+    assert_eq!(answer(&stranger, &[("user", &alice.user_id), ("csrf", &csrf)]).await.status, 403);
+    for url in ["", "javascript:alert(1)", "https://a@evil.test/", "nonsense"] {
+        let refused = browser.get(&sso(url, &[])).await;
+        assert_eq!((refused.status.as_u16(), location(&refused)), (400, String::new()), "{url}");
+        let form = [("csrf", csrf.as_str()), ("user", &alice.user_id), ("redirectUrl", url), ("answer", "allow")];
+        assert_eq!(browser.post("/oauth2/sso", &form).await.status, 400, "{url}");
+    }
+    assert_eq!(browser.get(&format!("{SSO}/elsewhere?redirectUrl=https://a.test/")).await.status, 404);
+}
+
+#[tokio::test]
+async fn a_client_without_oauth_may_send_its_user_to_open_an_account() {
+    let server = server();
+    let browser = Browser::new(&server);
+    let sent = browser.get(&sso("im.example://login", &[("action", "register")])).await;
+    let first = browser.get(&location(&sent)).await;
+    assert!(location(&first).starts_with(&format!("{BASE}/oauth2/register?")), "{}", location(&first));
+    let page = browser.get(&location(&first)).await;
+    let entered = [("username", "carol"), ("password", PASSWORD), ("again", PASSWORD)];
+    let answer = browser.fill_in(&page, "/oauth2/register", &["csrf", "next"], &entered).await;
+    let page = browser.get(&location(&answer)).await;
+    assert!(text(&page).contains("<b>im.example:</b>"), "{}", text(&page));
+    let names = ["csrf", "redirectUrl", "user"];
+    let answer = browser.fill_in(&page, "/oauth2/sso", &names, &[("answer", "allow")]).await;
+    assert!(location(&answer).starts_with("im.example://login?loginToken="), "{}", location(&answer));
+}
+
+#[tokio::test]
+async fn without_settings_there_is_no_sso() {
+    let server = Server::default();
+    for path in [sso(APP, &[]), format!("{SSO}/x"), "/oauth2/sso".to_owned()] {
+        assert_eq!(server.client.get(&path).await.errcode(), "M_UNRECOGNIZED");
+    }
+    let flows = server.client.get("/_matrix/client/v3/login").await.json()["flows"].clone();
+    assert!(!flows.as_array().unwrap().iter().any(|flow| flow["type"] == "m.login.sso"));
+}
