@@ -231,6 +231,11 @@ impl Error {
         Self::new(StatusCode::GATEWAY_TIMEOUT, ErrorCode::ConnectionTimeout, message)
     }
 
+    /// What a URL leads to could not be fetched.
+    pub fn no_preview(message: impl Into<Text>) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, ErrorCode::Unknown, message)
+    }
+
     /// A client waited for an application service that did not answer.
     pub fn service_timeout() -> Self {
         let message = "The application service that knows about this did not answer in time";

@@ -25,6 +25,7 @@ pub mod media;
 pub mod metrics;
 pub mod notify;
 pub mod outgoing;
+pub mod previews;
 pub mod push;
 pub mod rng;
 pub mod rooms;

@@ -2,8 +2,11 @@
 //! said it may go.
 //!
 //! A request names where it may go; its host is resolved here, addresses that no request may reach are left out (all
-//! public ones, for an isolated server), redirects are not followed, and time and size of the answer are bounded.
+//! public ones, for an isolated server), and what is connected to is an address that was looked at, never a name. Time and
+//! size of the answer are bounded, and redirects are not followed, but by `fetch.rs`, which looks at each as at the first.
 //! Not here: who asks for what.
+
+pub mod fetch;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -83,6 +86,15 @@ pub struct Ask<'a> {
     pub max_answer_bytes: usize,
 }
 
+/// Who chose the URL that leads somewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pointing {
+    /// The operator, or a program that the operator named.
+    Operator,
+    /// Users, who may know names that lead to the machine itself.
+    Users,
+}
+
 impl Outgoing {
     pub fn new(config: &Config, appservices: &Registrations) -> Self {
         let isolated = match config.federation.mode {
@@ -90,7 +102,8 @@ impl Outgoing {
         };
         // Whoever connects to nothing needs no certificates.
         let services = appservices.iter().filter_map(|registration| registration.service.as_ref());
-        let mut places = services.map(|service| &service.place).chain(&config.push.gateways);
+        let named = config.push.gateways.iter().chain(&config.media.preview_hosts);
+        let mut places = services.map(|service| &service.place).chain(named);
         let needed = places.any(|place| place.tls);
         let tls = if needed {
             client_config(config.outgoing.ca_file.as_deref())
@@ -154,7 +167,7 @@ impl Outgoing {
         let (mut sender, response) = match self.reuse(place, request().map_err(|cause| broken(&cause))?).await {
             Some(answered) => answered,
             None => {
-                let mut sender = self.connect(place).await?;
+                let mut sender = self.connect(place, Pointing::Operator).await?;
                 let request = request().map_err(|cause| broken(&cause))?;
                 let response = sender.send_request(request).await.map_err(|cause| broken(&cause))?;
                 (sender, response)
@@ -197,9 +210,13 @@ impl Outgoing {
         }
     }
 
-    async fn connect(&self, place: &Destination) -> Result<SendRequest<Full<Bytes>>, OutgoingError> {
+    async fn connect(
+        &self,
+        place: &Destination,
+        pointing: Pointing,
+    ) -> Result<SendRequest<Full<Bytes>>, OutgoingError> {
         let broken = |cause: String| OutgoingError::Unreachable(place.to_string(), cause);
-        let stream = self.dial(place).await?;
+        let stream = self.dial(place, pointing).await?;
         if !place.tls {
             return handshake(stream).await.map_err(|cause| broken(cause.to_string()));
         }
@@ -212,7 +229,7 @@ impl Outgoing {
     }
 
     /// The first address that answers, of those that may be reached.
-    async fn dial(&self, place: &Destination) -> Result<TcpStream, OutgoingError> {
+    async fn dial(&self, place: &Destination, pointing: Pointing) -> Result<TcpStream, OutgoingError> {
         let broken = |cause: &io::Error| OutgoingError::Unreachable(place.to_string(), cause.to_string());
         let host = place.host.trim_matches(['[', ']']);
         let port = place.port.unwrap_or_default();
@@ -220,7 +237,8 @@ impl Outgoing {
         let found: Vec<SocketAddr> =
             tokio::net::lookup_host((host, port)).await.map_err(|cause| broken(&cause))?.collect();
         let mut last = OutgoingError::NotAllowed(place.to_string());
-        for address in found.into_iter().filter(|address| may_reach(address.ip(), self.isolated)) {
+        let may = |ip| may_reach(ip, self.isolated) && (pointing == Pointing::Operator || is_meant(host, ip));
+        for address in found.into_iter().filter(|address| may(address.ip())) {
             #[expect(clippy::disallowed_methods, reason = "this is the gate")]
             let connected = TcpStream::connect(address).await;
             match connected {
@@ -273,6 +291,12 @@ fn may_reach(address: IpAddr, isolated: bool) -> bool {
         ),
     };
     !never && (private || !isolated)
+}
+
+/// Whether an address may be what a host is meant to be: a name leads to the machine itself only if it says so. Whoever
+/// rules over a name cannot make users look at what listens here for nobody else.
+fn is_meant(host: &str, address: IpAddr) -> bool {
+    !address.to_canonical().is_loopback() || host == "localhost" || host.parse::<IpAddr>().is_ok()
 }
 
 fn client_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
@@ -345,6 +369,16 @@ mod tests {
         }
         for never in ["0.0.0.0", "169.254.169.254", "224.0.0.1", "::", "fe80::1", "::ffff:169.254.169.254"] {
             assert!(!may(never, true) && !may(never, false), "{never}");
+        }
+    }
+
+    #[test]
+    fn pitfall_107_a_name_leads_to_the_machine_itself_only_if_it_says_so() {
+        let meant = |host, address: &str| is_meant(host, address.parse().unwrap());
+        assert!(meant("localhost", "127.0.0.1") && meant("127.0.0.2", "127.0.0.2") && meant("::1", "::1"));
+        assert!(meant("wiki.example.org", "10.1.2.3"));
+        for address in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
+            assert!(!meant("wiki.example.org", address), "{address}");
         }
     }
 

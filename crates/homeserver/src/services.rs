@@ -20,6 +20,7 @@ use crate::limits::Limits;
 use crate::media::Media;
 use crate::metrics::Metrics;
 use crate::outgoing::Outgoing;
+use crate::previews::Previews;
 use crate::rng::Rng;
 use crate::rooms::Lanes;
 use crate::rooms::directory::Directory;
@@ -59,6 +60,7 @@ pub struct Services {
     pub web: Web,
     /// The one gate to the outside.
     pub outgoing: Outgoing,
+    pub previews: Previews,
     /// Cancelled when the server stops: long polls answer at once.
     pub shutdown: CancellationToken,
     /// Work that outlives its connection. A stop waits for it, briefly.
@@ -98,6 +100,7 @@ impl App {
             auth: Auth::new(&config, rng.clone()),
             outgoing: Outgoing::new(&config, &appservices),
             web: Web::new(&config),
+            previews: Previews::new(config.memory_budget.as_usize() as u64 / 128),
             metrics: Metrics::default(),
             shutdown,
             tasks: TaskTracker::new(),

@@ -1,7 +1,5 @@
 //! The media endpoints: upload, download, thumbnail. What is kept where, and how pictures get smaller, lives in
-//! `crate::media`; here are requests, limits and headers.
-//!
-//! URL previews are not registered: they would need connections to anywhere.
+//! `crate::media`; here are requests, limits and headers. Previews of URLs are in `previews.rs`.
 
 use std::time::Duration;
 

@@ -294,6 +294,11 @@ settings! {
         /// Files uploaded before this time (milliseconds since 1970) can be fetched without a token, by clients and
         /// bridges that know nothing else. 0: none.
         pub unauthenticated_before_ts: u64 = 0,
+        /// The sites that users get previews of, such as `https://wiki.example.org` (`:*` behind the host is any port):
+        /// this server fetches their pages when somebody asks, and keeps their pictures. Empty: there are no previews. An
+        /// isolated server only reaches private addresses, and a name that leads to the machine itself is not followed
+        /// unless it is `localhost`.
+        pub preview_hosts: Vec<Destination> = Vec::new(),
     }
 }
 

@@ -103,6 +103,16 @@ pub struct Thumbnail {
     pub content_type: String,
 }
 
+/// A picture of a preview.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    pub media_id: MediaId,
+    pub content_type: &'static str,
+    pub width: u32,
+    pub height: u32,
+    pub size_bytes: u64,
+}
+
 impl Media {
     pub fn new(store: Store, settings: &config::Config, clock: Clock, rng: Rng, shutdown: CancellationToken) -> Self {
         let canvas = permits(settings.media.max_thumbnail_pixels);
@@ -173,6 +183,41 @@ impl Media {
         let committed = self.store.transact(|tx| put_new(tx, &media_id, &row, self.most())).await;
         self.settle(placed, committed).await?;
         Ok(media_id)
+    }
+
+    /// Keeps a picture that was fetched for a preview, once however often it is fetched. `None`: it is no picture that
+    /// clients get to see, there is no room for it, or an administrator took it away.
+    pub async fn add_preview(&self, user_id: &UserId, bytes: Vec<u8>) -> Result<Option<Picture>> {
+        let bounds = thumbnail::Bounds { max_pixels: self.settings.max_thumbnail_pixels };
+        let Ok((format, (width, height))) = thumbnail::measure(io::Cursor::new(&bytes), bounds) else {
+            return Ok(None);
+        };
+        if let Err(error) = self.check_room(user_id, bytes.len() as u64).await {
+            tracing::debug!(%error, "no room for the picture of a preview");
+            return Ok(None);
+        }
+        let content_type = format.to_mime_type();
+        let placed = self.files().await?.put(bytes).await.map_err(disk_error)?;
+        let (media_id, size_bytes) = (MediaId::of_preview(&placed.sha256), placed.size_bytes);
+        let about = About { content_type: Some(content_type.to_owned()), filename: None };
+        let row = self.row(user_id, &placed, &about);
+        let put_once = |tx: &mut Tx| {
+            let known = tx.contains(&schema::MEDIA, media_id.as_str())?;
+            if known { Ok(()) } else { put(tx, &media_id, &row, self.most()) }
+        };
+        let committed = self.store.transact(put_once).await;
+        self.settle(placed, committed).await?;
+        let shown = self.is_shown(&media_id)?;
+        Ok(shown.then_some(Picture { media_id, content_type, width, height, size_bytes }))
+    }
+
+    /// Whether a file is there to be seen.
+    pub fn is_shown(&self, media_id: &MediaId) -> Result<bool> {
+        match self.look(media_id) {
+            Ok(found) => Ok(found.is_some()),
+            Err(error) if error.status() == StatusCode::NOT_FOUND => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Keeps a place for an upload that comes later.

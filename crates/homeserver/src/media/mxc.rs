@@ -3,8 +3,11 @@
 
 use std::fmt;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ruma::ServerName;
 
+use super::Sha256;
 use crate::rng::Rng;
 
 /// The second part of an `mxc://` URI: letters, digits, `-` and `_` only.
@@ -19,6 +22,11 @@ const MAX_LENGTH: usize = 255;
 impl MediaId {
     pub fn random(rng: &Rng) -> Self {
         Self(rng.alphanumeric(LENGTH))
+    }
+
+    /// The ID of a picture that this server fetched for a preview: the same for the same bytes. No random ID has its signs.
+    pub fn of_preview(sha256: &Sha256) -> Self {
+        Self(format!("preview_{}", URL_SAFE_NO_PAD.encode(sha256)))
     }
 
     pub fn parse(text: &str) -> Option<Self> {
@@ -54,6 +62,8 @@ mod tests {
         let made = MediaId::random(&Rng::seeded(1));
         assert_eq!(MediaId::parse(made.as_str()), Some(made.clone()));
         assert_eq!(made.as_str().len(), LENGTH);
+        let preview = MediaId::of_preview(&[0xfb; 32]);
+        assert_eq!(MediaId::parse(preview.as_str()), Some(preview));
         assert_eq!(made.uri(ruma::server_name!("hs.test")), format!("mxc://hs.test/{made}"));
         let wrong = ["", ".", "..", "../x", "a/b", "a\\b", "a%2fb", "a.b", "a b", "ä", "a\0", "a\n", "a:b"];
         for text in wrong {

@@ -149,11 +149,17 @@ fn scale(image: &DynamicImage, to: (u32, u32)) -> DynamicImage {
 
 /// The format and how many pixels there are, from the header alone.
 pub fn probe(source: impl BufRead + Seek, bounds: Bounds) -> Result<(ImageFormat, u64), Failure> {
+    let (format, (width, height)) = measure(source, bounds)?;
+    Ok((format, u64::from(width) * u64::from(height)))
+}
+
+/// The format, width and height, from the header alone.
+pub fn measure(source: impl BufRead + Seek, bounds: Bounds) -> Result<(ImageFormat, (u32, u32)), Failure> {
     let reader = limited(source, bounds)?;
     let format = format_of(&reader)?;
     let (width, height) = reader.into_dimensions().map_err(Failure::from)?;
     let pixels = u64::from(width) * u64::from(height);
-    if pixels > bounds.max_pixels { Err(Failure::TooLarge) } else { Ok((format, pixels)) }
+    if pixels > bounds.max_pixels { Err(Failure::TooLarge) } else { Ok((format, (width, height))) }
 }
 
 /// Makes a thumbnail. `source` is read from where it stands.
