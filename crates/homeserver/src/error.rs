@@ -168,6 +168,12 @@ impl Error {
             .with("current_version", current.to_string())
     }
 
+    /// An invite that the server itself stands behind.
+    pub fn cannot_leave_notices() -> Self {
+        let message = "Invites to the room of the server's notices cannot be rejected";
+        Self::new(StatusCode::FORBIDDEN, ErrorCode::CannotLeaveServerNoticeRoom, message)
+    }
+
     pub fn user_suspended() -> Self {
         Self::new(StatusCode::FORBIDDEN, ErrorCode::UserSuspended, "This account is suspended")
     }

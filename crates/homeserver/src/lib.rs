@@ -23,6 +23,7 @@ pub mod limits;
 pub mod log;
 pub mod media;
 pub mod metrics;
+pub mod notices;
 pub mod notify;
 pub mod outgoing;
 pub mod previews;

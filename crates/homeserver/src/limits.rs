@@ -8,13 +8,15 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use hashbrown::HashMap;
-use parking_lot::Mutex;
-use ruma::UserId;
+use parking_lot::{Mutex, RwLock};
+use ruma::{OwnedUserId, UserId};
+use store::{Read as _, Store};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::clock::Clock;
 use crate::config::{Limit, RateLimits};
 use crate::error::{Error, Result};
+use crate::schema::{RATE_OVERRIDES, RateOverride};
 
 /// What is limited together. Syncing is in no class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,6 +62,8 @@ pub struct Limits {
     settings: RateLimits,
     clock: Clock,
     shards: [Mutex<Shard>; SHARDS],
+    /// How often single users may send messages, whom an administrator allowed more or less than others.
+    overrides: RwLock<HashMap<OwnedUserId, Limit>>,
 }
 
 /// Bucket to the time (nanoseconds of the monotonic clock) at which it is full again.
@@ -71,7 +75,28 @@ const MAX_PER_SHARD: usize = 4096;
 
 impl Limits {
     pub fn new(settings: RateLimits, clock: Clock) -> Self {
-        Self { settings, clock, shards: std::array::from_fn(|_| Mutex::default()) }
+        Self { settings, clock, shards: std::array::from_fn(|_| Mutex::default()), overrides: RwLock::default() }
+    }
+
+    /// Reads what administrators allowed single users. Once, before anything is limited.
+    pub fn load(&self, store: &Store) -> Result<()> {
+        let mut overrides = self.overrides.write();
+        for row in store.snapshot().scan(&RATE_OVERRIDES, RATE_OVERRIDES.all()) {
+            let (user_id, row) = row?;
+            overrides.insert(UserId::parse(user_id).map_err(Error::internal)?, limit_of(&row));
+        }
+        Ok(())
+    }
+
+    /// Reads it again for one user, after it changed.
+    pub fn refresh(&self, store: &Store, user_id: &UserId) -> Result<()> {
+        // Read under the lock: of two changes the later one stays.
+        let mut overrides = self.overrides.write();
+        match store.snapshot().get(&RATE_OVERRIDES, user_id.as_str())? {
+            Some(row) => overrides.insert(user_id.to_owned(), limit_of(&row)),
+            None => overrides.remove(user_id),
+        };
+        Ok(())
     }
 
     /// Takes one out of the bucket, or says how long to wait.
@@ -83,7 +108,7 @@ impl Limits {
     }
 
     fn try_take(&self, class: Class, owner: Owner<'_>) -> Result<(), Duration> {
-        let Limit::On { per_second, burst } = self.limit(class) else { return Ok(()) };
+        let Limit::On { per_second, burst } = self.limit_for(class, owner) else { return Ok(()) };
         let interval = (1e9 / per_second) as u64;
         let depth = interval.saturating_mul(u64::from(burst));
         let now = u64::try_from(self.clock.monotonic().as_nanos()).unwrap_or(u64::MAX);
@@ -100,6 +125,15 @@ impl Limits {
         Ok(())
     }
 
+    fn limit_for(&self, class: Class, owner: Owner<'_>) -> Limit {
+        if let (Class::Message, Owner::User(user_id)) = (class, owner)
+            && let Some(limit) = self.overrides.read().get(user_id)
+        {
+            return *limit;
+        }
+        self.limit(class)
+    }
+
     fn limit(&self, class: Class) -> Limit {
         let settings = &self.settings;
         match class {
@@ -114,6 +148,13 @@ impl Limits {
             Class::Search => settings.search,
             Class::Other => settings.other,
         }
+    }
+}
+
+fn limit_of(row: &RateOverride) -> Limit {
+    match row.messages_per_second {
+        0 => Limit::Off,
+        per_second => Limit::per_second(f64::from(per_second), row.burst_count.max(1)),
     }
 }
 

@@ -425,6 +425,12 @@ pub const USAGE: Table<(String, String), Usage> =
 /// No more than a guess: what a device acknowledges is not taken off. A queue that looks full is counted.
 pub const TO_DEVICE_LOAD: Table<(String, String), Usage> =
     Table::new(0x7d, "to_device_load", Hint::Small, None, "how much may wait for a device, by user ID and device ID");
+// ---- administration ----------------------------------------------------------------------------------------------
+
+pub const RATE_OVERRIDES: Table<String, RateOverride> =
+    Table::new(0x5f, "rate_overrides", Hint::Small, None, "how often a user may send messages, by user ID");
+pub const NOTICE_ROOMS: Table<String, String> =
+    Table::new(0x7f, "notice_rooms", Hint::Small, None, "the room of a user's server notices, by user ID");
 
 /// Which pusher: app ID and pushkey.
 pub type PusherId<'a> = (&'a str, &'a str);
@@ -538,6 +544,8 @@ pub fn tables() -> Vec<TableDef> {
         USAGE.def(),
         TO_DEVICE_LOAD.def(),
         ANNOTATIONS.def(),
+        RATE_OVERRIDES.def(),
+        NOTICE_ROOMS.def(),
     ]
 }
 
@@ -691,6 +699,15 @@ impl From<UserV1> for User {
         User { password_hash, created_ts, admin, guest, deactivated, locked, suspended, erased, epoch: 0 }
     }
 }
+
+/// What an administrator allowed a user instead of what the settings say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateOverride {
+    /// 0: as many as they like.
+    pub messages_per_second: u32,
+    pub burst_count: u32,
+}
+postcard_value!(RateOverride, 1);
 
 /// A device. Its keys have tables of their own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

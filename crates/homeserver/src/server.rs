@@ -28,6 +28,7 @@ use crate::http::Router;
 use crate::http::listener::{Certificate, Connections, Door};
 use crate::indexing;
 use crate::jobs;
+use crate::notices;
 use crate::notify::Notify;
 use crate::rng::Rng;
 use crate::signing;
@@ -106,6 +107,7 @@ impl Server {
             .map_err(StartError::Other)?;
         let media_dir = app.config.media_dir();
         app.media.start().await.map_err(file(|| format!("media directory {}", media_dir.display())))?;
+        notices::prepare(&app).await.map_err(|cause| StartError::Other(cause.message().to_owned()))?;
         background::spawn(&app, "jobs", jobs::run);
         background::spawn(&app, "housekeeping", housekeeping::run);
         background::spawn(&app, "indexing", indexing::run);

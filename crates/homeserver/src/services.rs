@@ -92,11 +92,15 @@ impl App {
         clock: Clock,
         rng: Rng,
     ) -> Self {
+        let limits = Limits::new(config.rate_limits.clone(), clock.clone());
+        if let Err(error) = limits.load(&store) {
+            tracing::error!(%error, "exceptions from rate limits cannot be read");
+        }
         let shutdown = CancellationToken::new();
         Self(Arc::new(Services {
             media: Media::new(store.clone(), &config, clock.clone(), rng.clone(), shutdown.clone()),
             server_name: config.server_name.clone(),
-            limits: Limits::new(config.rate_limits.clone(), clock.clone()),
+            limits,
             auth: Auth::new(&config, rng.clone()),
             outgoing: Outgoing::new(&config, &appservices),
             web: Web::new(&config),

@@ -58,6 +58,8 @@ enum AdminVerb {
         #[command(subcommand)]
         verb: ReportVerb,
     },
+    /// Tell a user something in the name of the server.
+    Notice { user: String, text: String },
     /// How long work stands that was asked for.
     Tasks,
 }
@@ -141,6 +143,7 @@ impl AdminVerb {
             Self::Media { verb } => Ok(verb.call()),
             Self::Token { verb } => Ok(verb.call()),
             Self::Report { verb } => Ok(verb.call()),
+            Self::Notice { user, text } => Ok(desk::notice(&user, &text)),
             Self::Tasks => Ok(desk::tasks()),
         }
     }

@@ -147,6 +147,11 @@ pub(crate) fn redact(user: &str) -> Call {
     send(Method::POST, format!("v1/user/{}/redact", encoded(user)), json!({ "rooms": [] }))
 }
 
+pub(crate) fn notice(user: &str, text: &str) -> Call {
+    let content = json!({ "msgtype": "m.text", "body": text });
+    send(Method::POST, "v1/send_server_notice".to_owned(), json!({ "user_id": user, "content": content }))
+}
+
 pub(crate) fn tasks() -> Call {
     get("v1/scheduled_tasks".to_owned())
 }

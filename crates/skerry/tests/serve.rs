@@ -19,7 +19,8 @@ fn skerry() -> Command {
 
 fn settings(dir: &Path) -> String {
     let file = dir.join("skerry.toml");
-    let text = "server_name = \"hs.test\"\ndata_dir = \"DIR/data\"\n[[listeners]]\nbind = \"127.0.0.1:0\"\n";
+    let text = "server_name = \"hs.test\"\ndata_dir = \"DIR/data\"\nserver_notices.sender = \"notices\"\n\
+                [[listeners]]\nbind = \"127.0.0.1:0\"\n";
     fs::write(&file, text.replace("DIR", &dir.display().to_string())).unwrap();
     file.display().to_string()
 }
@@ -98,6 +99,8 @@ fn serves_until_it_is_told_to_stop() {
 
     let made = skerry().args(["admin", "--config", &file, "user", "create", "alice", "--admin"]).output().unwrap();
     assert!(made.status.success() && text(&made).contains("\"user_id\": \"@alice:hs.test\""), "{}", text(&made));
+    let told = skerry().args(["admin", "--config", &file, "notice", "alice", "Read this"]).output().unwrap();
+    assert!(told.status.success() && text(&told).contains("event_id"), "{}", text(&told));
     let gone = skerry().args(["admin", "--config", &file, "user", "deactivate", "@alice:hs.test"]).output().unwrap();
     assert!(gone.status.success(), "{}", text(&gone));
 

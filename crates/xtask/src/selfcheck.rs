@@ -40,7 +40,10 @@ const LAYERS: &[Layer] = &[
     },
     Layer { siblings: false, modules: &["auth"] },
     Layer { siblings: false, modules: &["e2ee", "media", "push", "rooms", "users"] },
-    Layer { siblings: false, modules: &["delayed", "federation", "housekeeping", "indexing", "jobs", "sync"] },
+    Layer {
+        siblings: false,
+        modules: &["delayed", "federation", "housekeeping", "indexing", "jobs", "notices", "previews", "sync"],
+    },
     Layer { siblings: false, modules: &["appservice", "gateway"] },
     Layer { siblings: false, modules: &["http"] },
     Layer { siblings: false, modules: &["admin", "client", "federation/server", "web"] },

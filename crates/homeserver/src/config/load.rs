@@ -76,6 +76,14 @@ impl Config {
         if self.oauth.enabled && !self.well_known.client_base_url.as_deref().is_some_and(is_base_url) {
             wrong.push(("oauth.enabled", "needs well_known.client_base_url, without query or fragment".to_owned()));
         }
+        let fits = |name: &str| {
+            !name.is_empty()
+                && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._=-/+".contains(&b))
+        };
+        if self.server_notices.sender.as_deref().is_some_and(|name| !fits(name)) {
+            let why = "is the local part of a user ID: a-z, 0-9 and . _ = - / +";
+            wrong.push(("server_notices.sender", why.to_owned()));
+        }
         if self.rooms.default_version.rules().is_none() {
             wrong.push(("rooms.default_version", format!("`{}` is not supported", self.rooms.default_version)));
         }
@@ -323,6 +331,8 @@ mod tests {
                 wrong("[[listeners]]\nbind = '127.0.0.1:1'\n[[listeners]]\nbind = 'somewhere'"),
                 wrong("[rate_limits]\nlogin = { per_second = 0.0, burst = 1 }"),
                 wrong("rooms.default_version = '99'"),
+                wrong("[server_notices]\nsender = '@notices:hs.test'"),
+                wrong("[media]\npreview_hosts = ['wiki.example.org']"),
                 wrong("[log]\nlevel = 'info,a=b=c'"),
                 wrong("web.path = 'chat'"),
                 wrong("web.path = '/a b'"),

@@ -114,6 +114,8 @@ pub struct Config {
     #[serde(default)]
     pub calls: Calls,
     #[serde(default)]
+    pub server_notices: ServerNotices,
+    #[serde(default)]
     pub application_services: ApplicationServices,
     #[serde(default)]
     pub outgoing: Outgoing,
@@ -340,6 +342,20 @@ settings! {
 }
 
 settings! {
+    /// Messages of the server itself to its users, which administrators send (`skerry admin notice`). Each user has a room
+    /// for them.
+    pub struct ServerNotices = "server_notices" {
+        /// The local part of the user who sends them, such as `notices`: an account that nobody logs in to. Without it
+        /// there are none.
+        pub sender: Option<String> = None,
+        /// What that user is called.
+        pub display_name: String = "Server Notices".to_owned(),
+        /// What new rooms for them are called.
+        pub room_name: String = "Server Notices".to_owned(),
+    }
+}
+
+settings! {
     /// Bridges and bots that speak for many users.
     pub struct ApplicationServices = "application_services" {
         /// Their registration files (YAML), which the services write themselves. They are told of events at the URL in
@@ -480,6 +496,7 @@ impl Config {
             presence: Presence::default(),
             push: Push::default(),
             calls: Calls::default(),
+            server_notices: ServerNotices::default(),
             application_services: ApplicationServices::default(),
             outgoing: Outgoing::default(),
             federation: Federation::default(),

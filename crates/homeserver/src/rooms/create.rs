@@ -35,7 +35,7 @@ pub async fn create(app: &App, creator: &UserId, request: Request) -> Result<Own
 }
 
 /// A checked request.
-struct Wanted {
+pub struct Wanted {
     request: CreateRequest,
     /// For versions whose room ID is not made from the create event.
     room_id: Option<OwnedRoomId>,
@@ -58,8 +58,6 @@ impl Wanted {
             None if request.visibility == Visibility::Public => Preset::PublicChat,
             None => Preset::PrivateChat,
         };
-        let hashed = rules(&version).is_some_and(room_id_is_create_hash);
-        let room_id = if hashed { None } else { Some(random_room_id(app)?) };
         let person = |user_id: &UserId| Person { user_id: user_id.to_owned(), profile: CanonicalJsonObject::new() };
         let mut invite: Vec<Person> = request.invite.iter().map(|user| person(user)).collect();
         invite.retain(|person| person.user_id != creator);
@@ -80,22 +78,64 @@ impl Wanted {
             is_direct: request.is_direct,
             at: app.clock.now(),
         };
+        Self::new(app, request, alias)
+    }
+
+    /// A private room that the server makes, without invites.
+    pub fn private(app: &App, creator: &UserId, name: String, power_levels: CanonicalJsonObject) -> Result<Self> {
+        let request = CreateRequest {
+            version: app.config.rooms.default_version.clone(),
+            creator: Person { user_id: creator.to_owned(), profile: CanonicalJsonObject::new() },
+            preset: Preset::PrivateChat,
+            creation_content: CanonicalJsonObject::new(),
+            power_level_content_override: power_levels,
+            initial_state: Vec::new(),
+            canonical_alias: None,
+            name: Some(name),
+            topic: None,
+            invite: Vec::new(),
+            is_direct: false,
+            at: app.clock.now(),
+        };
+        Self::new(app, request, None)
+    }
+
+    fn new(app: &App, request: CreateRequest, alias: Option<OwnedRoomAliasId>) -> Result<Self> {
+        let hashed = rules(&request.version).is_some_and(room_id_is_create_hash);
+        let room_id = if hashed { None } else { Some(random_room_id(app)?) };
         Ok(Wanted { request, room_id, alias })
     }
 
     fn make(&self, app: &App, tx: &mut Tx, public: bool) -> Result<OwnedRoomId> {
+        if let Some(alias) = &self.alias
+            && tx.get(&schema::ALIASES, alias.as_str())?.is_some()
+        {
+            return Err(Error::bad_request(ErrorCode::RoomInUse, "This alias is taken"));
+        }
+        let creator = &self.request.creator.user_id;
+        let room = self.found(app, tx)?;
+        let (room_id, nr) = (room.room_id.clone(), room.nr);
+        // Nothing is redacted here.
+        let _ = room.finish();
+        if let Some(alias) = &self.alias {
+            let row = Alias { room_id: room_id.to_string(), creator: creator.to_string() };
+            tx.put(&schema::ALIASES, alias.as_str(), &row);
+            tx.put(&schema::ROOM_ALIASES, (nr, alias.as_str()), &());
+        }
+        if public {
+            tx.put(&schema::PUBLIC_ROOMS, nr, &());
+        }
+        Ok(room_id)
+    }
+
+    /// The room with all its events, for more to be put in before it is finished.
+    pub fn found<'a>(&self, app: &'a App, tx: &'a mut Tx) -> Result<RoomTx<'a>> {
         let version = &self.request.version;
         let rules = rules(version).ok_or_else(|| Error::internal("a room version without rules"))?;
         let mut request = self.request.clone();
         for person in std::iter::once(&mut request.creator).chain(&mut request.invite) {
             person.profile = profile(tx, &person.user_id)?;
         }
-        if let Some(alias) = &self.alias
-            && tx.get(&schema::ALIASES, alias.as_str())?.is_some()
-        {
-            return Err(Error::bad_request(ErrorCode::RoomInUse, "This alias is taken"));
-        }
-        let creator = request.creator.user_id.clone();
         let mut drafts = plan(request, rules).map_err(plan_error)?.into_iter();
         let create = drafts.next().ok_or_else(|| Error::internal("a room without events"))?;
         let mut room = RoomTx::found(app, tx, version, create, self.room_id.clone())?;
@@ -109,18 +149,7 @@ impl Wanted {
             }
             room.append(draft, Origin::default())?;
         }
-        let (room_id, nr) = (room.room_id.clone(), room.nr);
-        // Nothing is redacted here.
-        let _ = room.finish();
-        if let Some(alias) = &self.alias {
-            let row = Alias { room_id: room_id.to_string(), creator: creator.to_string() };
-            tx.put(&schema::ALIASES, alias.as_str(), &row);
-            tx.put(&schema::ROOM_ALIASES, (nr, alias.as_str()), &());
-        }
-        if public {
-            tx.put(&schema::PUBLIC_ROOMS, nr, &());
-        }
-        Ok(room_id)
+        Ok(room)
     }
 }
 

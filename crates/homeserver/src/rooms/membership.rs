@@ -33,6 +33,8 @@ pub struct Wish<'a> {
     pub is_direct: bool,
     /// The actor is a guest, who may only join where guests may.
     pub guest: bool,
+    /// The server wants it, and is not told no by what it asks of users.
+    pub by_server: bool,
     /// Moves what who joins a room keeps about the room that it replaces.
     pub follow: Option<Follow>,
 }
@@ -40,7 +42,16 @@ pub struct Wish<'a> {
 impl<'a> Wish<'a> {
     /// Something that somebody does to themselves.
     pub fn own(act: Act, user_id: &'a UserId) -> Self {
-        Wish { act, actor: user_id, target: user_id, reason: None, is_direct: false, guest: false, follow: None }
+        Wish {
+            act,
+            actor: user_id,
+            target: user_id,
+            reason: None,
+            is_direct: false,
+            guest: false,
+            by_server: false,
+            follow: None,
+        }
     }
 }
 
@@ -61,6 +72,9 @@ pub async fn carry_out(app: &App, room_id: &RoomId, wish: Wish<'_>) -> Result<()
         if wish.act == Act::Knock {
             let join_rules = room.state(&StateEventType::RoomJoinRules, "")?;
             check_knock(join_rules.as_deref(), room.rules).map_err(refuse)?;
+        }
+        if wish.act == Act::Leave && target == Member::Invite && !wish.by_server {
+            check_rejection(room, wish.target)?;
         }
         let mut details = Details { reason: wish.reason.clone(), is_direct: wish.is_direct, ..Details::default() };
         if wish.act == Act::Join {
@@ -125,13 +139,23 @@ pub fn vet(room: &RoomTx<'_>, member: &mut Draft) -> Result<()> {
             }
             Ok(())
         }
+        Member::Leave if current == Member::Invite && target == member.sender => check_rejection(room, &target),
         _ => Ok(()),
     }
 }
 
+/// The room of the server's notices waits for its user.
+fn check_rejection(room: &RoomTx<'_>, user_id: &UserId) -> Result<()> {
+    let notices = room.tx.get(&schema::NOTICE_ROOMS, user_id.as_str())?;
+    if notices.is_some_and(|room_id| room_id == room.room_id.as_str()) {
+        return Err(Error::cannot_leave_notices());
+    }
+    Ok(())
+}
+
 /// Takes a user out of a room, or refuses an invite. Fine if they are not there.
 pub async fn leave(app: &App, user_id: &UserId, room_id: &RoomId) -> Result<()> {
-    carry_out(app, room_id, Wish::own(Act::Leave, user_id)).await
+    carry_out(app, room_id, Wish { by_server: true, ..Wish::own(Act::Leave, user_id) }).await
 }
 
 /// Brings the member event of a joined user up to date with their profile. Does nothing where it is.

@@ -43,6 +43,15 @@ impl TxnKey {
             // Sessions without a device know nothing of each other. No device has such a name.
             None => format!("{NO_DEVICE}{}", requester.token_id),
         };
+        Self::scoped(&requester.user_id, device_id, path, transaction_id)
+    }
+
+    /// A transaction of whoever uses the administration socket, kept with a user of the server itself.
+    pub fn of_operator(user_id: &UserId, path: &[&str], transaction_id: &TransactionId) -> Self {
+        Self::scoped(user_id, NO_DEVICE.to_string(), path, transaction_id)
+    }
+
+    fn scoped(user_id: &UserId, device_id: String, path: &[&str], transaction_id: &TransactionId) -> Self {
         let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
         for part in path.iter().copied().chain([transaction_id.as_str()]) {
             digest.update(&(part.len() as u64).to_be_bytes());
@@ -50,7 +59,7 @@ impl TxnKey {
         }
         let mut hash = [0; 16];
         hash.copy_from_slice(&digest.finish().as_ref()[..16]);
-        TxnKey { user_id: requester.user_id.clone(), device_id, hash, transaction_id: transaction_id.to_string() }
+        TxnKey { user_id: user_id.to_owned(), device_id, hash, transaction_id: transaction_id.to_string() }
     }
 
     /// The key of its row.

@@ -171,6 +171,7 @@ fn of_the_desk() -> Value {
         "device_id": "NEW", "display_name": "n", "devices": ["{device}"], "user_id": "{other}", "block": false,
         "new_room_user_id": "{other}", "room_name": "n", "message": "m", "purge": false, "force_purge": false,
         "purge_up_to_event_id": "{event}", "purge_up_to_ts": 1, "delete_local_events": true, "rooms": ["{room}"],
+        "content": {"msgtype": "m.text", "body": "b"}, "type": "m.room.message", "messages_per_second": 5, "burst_count": 9,
         "reason": "r", "limit": 5, "token": "abc", "length": 8, "uses_allowed": 1, "expiry_time": null,
     })
 }

@@ -151,6 +151,8 @@ impl World {
             search: Limit::Off,
             other: Limit::Off,
         };
+        config.server_notices.sender = Some("notices".to_owned());
+        config.media.preview_hosts = vec!["http://127.0.0.1:9".parse().unwrap()];
         let dir = tempfile::tempdir().unwrap();
         config.data_dir = dir.path().to_owned();
         let app = App::in_memory(config);

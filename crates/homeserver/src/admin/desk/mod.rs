@@ -7,7 +7,9 @@
 mod devices;
 mod media;
 mod members;
+mod notices;
 mod paging;
+mod rate_limits;
 mod removal;
 mod reports;
 mod rooms;
@@ -38,6 +40,8 @@ pub fn routes() -> Routes {
         .join(media::routes())
         .join(tokens::routes())
         .join(reports::routes())
+        .join(notices::routes())
+        .join(rate_limits::routes())
         .join(statistics::routes())
         .join(tasks::routes())
 }

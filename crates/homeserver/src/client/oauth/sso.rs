@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::StatusCode;
 use percent_encoding::percent_decode_str;
 use ruma::OwnedUserId;
-use store::Tx;
+use store::{Read as _, Tx};
 use url::Url;
 
 use super::fields::Fields;
@@ -20,6 +20,7 @@ use crate::auth::tokens;
 use crate::config::RegistrationMode;
 use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response};
+use crate::schema::USERS;
 
 /// Where clients send their users.
 pub(super) const REDIRECTS: &[&str] = &[
@@ -174,15 +175,21 @@ pub(super) async fn answer(mut ctx: RawCtx) -> Result<Response> {
         let app = &ctx.app;
         browser.check_form(app, &fields)?;
         let to = Return::parse(fields.text("redirectUrl"))?;
-        let user_id = match &browser.user {
-            Some((user_id, _)) if user_id.as_str() == fields.text("user") => user_id.clone(),
+        let (user_id, user) = match &browser.user {
+            Some((user_id, user)) if user_id.as_str() == fields.text("user") => (user_id, user),
             // Somebody else has logged in meanwhile, or nobody is any more: they see the page first.
             _ => return Ok(page::go(app, &here(&to))),
         };
         if fields.text("answer") != "allow" {
             return Err(Error::invalid_param("There is no such answer").into());
         }
-        let issue = |tx: &mut Tx| tokens::issue_login(app, tx, user_id.as_str(), TOKEN_LIFETIME);
+        let issue = |tx: &mut Tx| {
+            // Whoever changed the password meanwhile has ended this login.
+            if tx.get(&USERS, user_id.as_str())?.as_ref() != Some(user) {
+                return Err(Error::forbidden("Your account has just changed. Go back, load the page again and retry."));
+            }
+            tokens::issue_login(app, tx, user_id.as_str(), TOKEN_LIFETIME)
+        };
         Ok(redirect(&to.with_token(&app.store.transact(issue).await?.value)))
     };
     let outcome: Result<Response, Failure> = outcome.await;
