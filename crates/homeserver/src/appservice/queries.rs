@@ -226,3 +226,23 @@ async fn ask_all(app: &App, services: &[Arc<Registration>], path: &str) -> Vec<(
 fn encoded(text: &str) -> String {
     utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_service_is_asked_a_few_things_at_a_time() {
+        let questions = Questions::default();
+        let mut turns = Vec::new();
+        for _ in 0..MAX_AT_ONCE {
+            turns.push(questions.turn("irc").await.unwrap());
+        }
+        assert!(questions.turn("other").await.is_ok(), "each has turns of its own");
+        let next = questions.turn("irc");
+        tokio::pin!(next);
+        assert!(futures_util::poll!(&mut next).is_pending());
+        turns.pop();
+        assert!(next.await.is_ok());
+    }
+}

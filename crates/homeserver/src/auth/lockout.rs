@@ -44,6 +44,16 @@ struct Guesses {
     last_ms: u64,
 }
 
+/// Whom an address stands for: a network of the new kind hands 2^64 of them to one subscriber.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(address) if address.to_ipv4_mapped().is_none() => {
+            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64))
+        }
+        address => address,
+    }
+}
+
 impl Lockout {
     pub fn new(settings: &config::Auth) -> Self {
         Self {
@@ -106,12 +116,7 @@ impl Lockout {
 
     fn key(&self, name: &str, guesser: Guesser<'_>) -> Key {
         let guesser = match guesser {
-            // A network of the new kind hands 2^64 addresses to one subscriber.
-            Guesser::At(IpAddr::V6(address)) if address.to_ipv4_mapped().is_none() => {
-                let network = Ipv6Addr::from_bits(address.to_bits() >> 64 << 64);
-                self.hasher.hash_one(IpAddr::V6(network))
-            }
-            Guesser::At(address) => self.hasher.hash_one(address),
+            Guesser::At(address) => self.hasher.hash_one(network(address)),
             Guesser::Device(device_id) => self.hasher.hash_one(device_id),
         };
         (self.hasher.hash_one(name), guesser)

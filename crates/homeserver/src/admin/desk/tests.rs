@@ -442,6 +442,11 @@ async fn reports_are_read_and_put_away() {
     let reports = ok(&world.get("v1/event_reports?from=0&limit=10&dir=b").await);
     let report = &reports["event_reports"][0];
     assert_eq!((&report["sender"], &report["reason"]), (&json!("@alice:hs.test"), &json!("r")));
+    let total = async |query: &str| ok(&world.get(&format!("v1/event_reports?{query}")).await)["total"].clone();
+    assert_eq!(
+        (total("event_sender_user_id=@alice:hs.test").await, total("event_sender_user_id=@bob").await),
+        (json!(1), json!(0))
+    );
     let one = format!("v1/event_reports/{}", report["id"]);
     assert_eq!(ok(&world.get(&one).await)["event_json"]["content"]["body"], "rude");
     ok(&world.delete(&one, json!({})).await);

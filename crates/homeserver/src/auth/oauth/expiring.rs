@@ -47,6 +47,11 @@ impl<K: Eq + Hash + Clone, V: Clone> Expiring<K, V> {
         self.rows.lock().get(key).filter(|(ends_ms, _)| *ends_ms > now_ms).map(|(_, value)| value.clone())
     }
 
+    /// How many rows are of a kind.
+    pub fn count(&self, now_ms: u64, is: impl Fn(&V) -> bool) -> usize {
+        self.rows.lock().values().filter(|(ends_ms, value)| *ends_ms > now_ms && is(value)).count()
+    }
+
     /// Looks at a row and changes it, as one step.
     pub fn update<T>(&self, now_ms: u64, key: &K, change: impl FnOnce(&mut V) -> T) -> Option<T> {
         let mut rows = self.rows.lock();
@@ -73,6 +78,7 @@ mod tests {
         assert!(table.add(12, 30, "c", 3), "the first has ended");
         table.push(12, 40, "d", 5);
         assert_eq!((table.get(12, &"b"), table.get(12, &"c"), table.get(12, &"d")), (None, Some(3), Some(5)));
+        assert_eq!((table.count(12, |value| *value > 3), table.count(30, |_| true)), (1, 1));
         assert_eq!(table.update(12, &"c", |value| std::mem::replace(value, 9)), Some(3));
         assert_eq!((table.take(12, &"c"), table.take(12, &"c"), table.take(40, &"d")), (Some(9), None, None));
     }

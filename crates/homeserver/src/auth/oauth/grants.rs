@@ -1,6 +1,8 @@
 //! What users granted to clients and the clients have not fetched yet: codes that came back by a redirect, and grants for
 //! devices that have no browser. Both are good for minutes and for one session.
 
+use std::net::IpAddr;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::digest::{SHA256, digest};
@@ -11,6 +13,7 @@ use super::scope::Scope;
 use super::{Expiring, Failure, Key, Reason, Refused, clients};
 use crate::App;
 use crate::auth::devices;
+use crate::auth::lockout::network;
 use crate::auth::tokens::{self, Grant, Hash};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
@@ -44,6 +47,8 @@ pub struct DeviceGrant {
     pub client_id: String,
     pub scope: Scope,
     pub user_code: String,
+    /// The network that it asked from.
+    from: IpAddr,
     state: State,
     interval_ms: u64,
     next_poll_ms: u64,
@@ -75,6 +80,8 @@ pub const DEVICE_LIFETIME_MS: u64 = 15 * 60 * 1000;
 pub const POLL_INTERVAL_MS: u64 = 5 * 1000;
 const MAX_CODES: usize = 4_096;
 const MAX_DEVICES: usize = 4_096;
+/// Of one network, so that none takes the places of all others.
+const MAX_DEVICES_OF_ONE: usize = 64;
 /// Letters that are not taken for others and make no words.
 const USER_CODE_LETTERS: &[u8; 20] = b"BCDFGHJKLMNPQRSTVWXZ";
 const USER_CODE_LENGTH: usize = 8;
@@ -190,8 +197,12 @@ async fn open(app: &App, by: &Person, client_id: &str, scope: &Scope, code: Hash
 // ---- devices without a browser -----------------------------------------------------------------------------------
 
 /// A device asks for its user.
-pub fn ask(app: &App, client_id: &str, scope: Scope) -> Result<DeviceCodes, Refused> {
-    let (grants, now) = (&app.auth.oauth.grants, app.clock.now_ms());
+pub fn ask(app: &App, client_id: &str, scope: Scope, ip: IpAddr) -> Result<DeviceCodes, Refused> {
+    let (grants, now, from) = (&app.auth.oauth.grants, app.clock.now_ms(), network(ip));
+    let full = || Refused::new(Reason::TemporarilyUnavailable, "Too many devices wait for their users");
+    if grants.devices.count(now, |grant| grant.from == from) >= MAX_DEVICES_OF_ONE {
+        return Err(full());
+    }
     let ends = now.saturating_add(DEVICE_LIFETIME_MS);
     let device_code = format!("skd_{}", app.rng.alphanumeric(40));
     let hash = tokens::hash(&device_code);
@@ -205,12 +216,13 @@ pub fn ask(app: &App, client_id: &str, scope: Scope) -> Result<DeviceCodes, Refu
         client_id: client_id.to_owned(),
         scope,
         user_code: user_code.clone(),
+        from,
         state: State::Waiting,
         interval_ms: POLL_INTERVAL_MS,
         next_poll_ms: now,
     };
     if !grants.devices.add(now, ends, hash, grant) || !grants.user_codes.add(now, ends, user_code.clone(), hash) {
-        return Err(Refused::new(Reason::TemporarilyUnavailable, "Too many devices wait for their users"));
+        return Err(full());
     }
     Ok(DeviceCodes { device_code, user_code: shown(&user_code) })
 }

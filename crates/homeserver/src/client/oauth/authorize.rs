@@ -78,12 +78,12 @@ fn ask(ctx: &RawCtx, fields: &Fields) -> Result<Response, Failure> {
 fn consent(
     app: &App,
     browser: &Browser,
-    (user_id, user): &(OwnedUserId, User),
+    user: &(OwnedUserId, User),
     asker: &Asker,
     wish: &Wish,
     request: &str,
 ) -> Result<Response> {
-    let host = asker.client.host();
+    let (user_id, host) = (&user.0, asker.client.host());
     let name = asker.client.client_name.as_deref().unwrap_or(&host);
     let inside = format!(
         r#"{}{}<button name="answer" value="allow">Continue</button><button class="other" name="answer" value="deny">Cancel</button>"#,
@@ -99,7 +99,7 @@ fn consent(
         Text(name),
         Text(&host),
         Text(user_id.as_str()),
-        page::warning(user, &wish.scope),
+        page::warnings(app, user, &wish.scope)?,
         Text(&wish.scope.device_id),
         Text(&asker.to.uri),
         form(app, PATH, browser, &inside)?,

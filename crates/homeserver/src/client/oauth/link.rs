@@ -60,15 +60,10 @@ fn code_page(app: &App, browser: &Browser, wrong: Option<&str>) -> Result<Respon
     browser.page(app, status, "Log in on another device", &main)
 }
 
-fn confirm_page(
-    app: &App,
-    browser: &Browser,
-    (user_id, user): &(OwnedUserId, User),
-    device: &DeviceGrant,
-) -> Result<Response> {
+fn confirm_page(app: &App, browser: &Browser, user: &(OwnedUserId, User), device: &DeviceGrant) -> Result<Response> {
     let client = clients::find(&app.store.snapshot(), &device.client_id)?;
     let client = client.ok_or_else(|| Error::not_found("The app is not known here any more"))?;
-    let host = client.host();
+    let (user_id, host) = (&user.0, client.host());
     let inside = format!(
         r#"{}{}<button name="answer" value="allow">Continue</button><button class="other" name="answer" value="deny">Cancel</button>"#,
         hidden("user_code", &device.user_code),
@@ -83,7 +78,7 @@ fn confirm_page(
         Text(&host),
         Text(user_id.as_str()),
         Text(&device.user_code),
-        page::warning(user, &device.scope),
+        page::warnings(app, user, &device.scope)?,
         Text(&device.scope.device_id),
         form(app, PATH, browser, &inside)?,
     );

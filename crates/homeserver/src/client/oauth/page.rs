@@ -9,6 +9,7 @@ use ruma::OwnedUserId;
 
 use super::fields::Fields;
 use crate::App;
+use crate::auth::devices;
 use crate::auth::oauth::scope::{self, Scope};
 use crate::auth::oauth::{Failure, Site, browser};
 use crate::error::{Error, Result};
@@ -208,12 +209,19 @@ pub(super) async fn style(ctx: RawCtx) -> Result<Response> {
 }
 
 /// What is said above the buttons of a page that asks whether to let a client in, besides what all clients get.
-pub(super) fn warning(user: &User, scope: &Scope) -> &'static str {
+pub(super) fn warnings(app: &App, (user_id, user): &(OwnedUserId, User), scope: &Scope) -> Result<String> {
+    let mut warnings = String::new();
     if user.admin && scope::may_administer(&scope.granted) {
-        "<p class=\"wrong\">It also wants to <b>administer this server</b>: to change and close all accounts and rooms.</p>"
-    } else {
-        ""
+        warnings.push_str(
+            "<p class=\"wrong\">It also wants to <b>administer this server</b>: to change and close all accounts and rooms.</p>",
+        );
     }
+    if devices::is_open(&app.store.snapshot(), user_id.as_str(), &scope.device_id)? {
+        warnings.push_str(
+            "<p class=\"wrong\">You have a device of this name already: it is logged out, and this one takes its place.</p>",
+        );
+    }
+    Ok(warnings)
 }
 
 #[cfg(test)]

@@ -837,6 +837,33 @@ async fn a_device_waits_for_its_user() {
 }
 
 #[tokio::test]
+async fn devices_of_one_network_do_not_take_the_places_of_all_others() {
+    let server = server();
+    let client_id = register(&server).await;
+    for _ in 0..64 {
+        device(&server, &client_id).await;
+    }
+    let form = [("client_id", client_id.as_str()), ("scope", SCOPE)];
+    let refused = post_form(&server, "/oauth2/device", &form).await;
+    assert_eq!(error(&refused).1, "temporarily_unavailable");
+    server.app.clock.advance(Duration::from_secs(900));
+    device(&server, &client_id).await;
+}
+
+#[tokio::test]
+async fn who_takes_the_place_of_a_device_is_shown_as_such() {
+    let server = server();
+    server.user("alice").await;
+    let client_id = register(&server).await;
+    let browser = Browser::logged_in(&server, "alice").await;
+    let warned = async || text(&browser.get(&ask(&client_id, &[])).await).contains("takes its place");
+    assert!(!warned().await);
+    let code = browser.code(&client_id).await;
+    assert_eq!(redeem(&server, &client_id, &code).await.status, 200);
+    assert!(warned().await);
+}
+
+#[tokio::test]
 async fn a_device_may_stay_outside() {
     let server = server();
     server.user("alice").await;

@@ -72,7 +72,7 @@ pub(super) async fn device(mut ctx: RawCtx) -> Result<Response> {
             return Err(Refused::new(Reason::UnauthorizedClient, "The client did not register this grant type").into());
         }
         let scope = Scope::parse(fields.text("scope"))?;
-        let codes = grants::ask(app, client_id, scope)?;
+        let codes = grants::ask(app, client_id, scope, ctx.ip)?;
         let query = Fields::of(&[("user_code", &codes.user_code)]).encode();
         let body = json!({
             "device_code": codes.device_code,
