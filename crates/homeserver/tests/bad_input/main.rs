@@ -372,7 +372,7 @@ impl<'a> Campaign<'a> {
             (false, true) => &self.world.local,
             (false, false) => &self.user.local,
         };
-        let poll = self.target.path.ends_with("/sync");
+        let poll = ["/sync", "/v3/events"].iter().any(|end| self.target.path.ends_with(end));
         let waited = tokio::time::timeout(if poll { POLL } else { PATIENCE }, local.request(request)).await;
         let Ok(answer) = waited else {
             if !poll {
