@@ -717,6 +717,8 @@ pub struct Device {
     /// That of its user when it was made, or kept while the others were logged out. One of an earlier epoch is about to be
     /// deleted.
     pub epoch: u64,
+    /// An application service opened the session, which therefore is none to administer the server with.
+    pub by_service: bool,
 }
 postcard_value!(Device, 2, from DeviceV1);
 
@@ -730,7 +732,7 @@ postcard_value!(DeviceV1, 1);
 
 impl From<DeviceV1> for Device {
     fn from(old: DeviceV1) -> Self {
-        Device { display_name: old.display_name, created_ts: old.created_ts, epoch: 0 }
+        Device { display_name: old.display_name, created_ts: old.created_ts, epoch: 0, by_service: false }
     }
 }
 
@@ -1463,7 +1465,7 @@ mod tests {
         assert_eq!(user, User { created_ts: 7, admin: true, suspended: true, ..User::default() });
         let device = DeviceV1 { display_name: Some("x".to_owned()), created_ts: 7 };
         let device = Device::decode(Raw::Borrowed(&encoded(&|out| device.encode(out)))).unwrap();
-        assert_eq!(device, Device { display_name: Some("x".to_owned()), created_ts: 7, epoch: 0 });
+        assert_eq!(device, Device { display_name: Some("x".to_owned()), created_ts: 7, epoch: 0, by_service: false });
         let token = TokenV1 {
             kind: TokenKind::Refresh,
             user_id: "@a:x".to_owned(),

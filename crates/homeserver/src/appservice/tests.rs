@@ -301,6 +301,19 @@ async fn a_service_does_not_become_an_administrator() {
     assert_eq!(refused(&client.post(&path, json!({})).await).0, 403);
     let path = format!("/_synapse/admin/v2/users/@_irc_root:hs.test?{as_root}");
     assert_eq!(refused(&client.get(&path).await).0, 403);
+    // Nor by a session from before the user became one.
+    puppet(&client, "_irc_anna").await;
+    let identifier = json!({ "type": "m.id.user", "user": "_irc_anna" });
+    let login = json!({ "type": "m.login.application_service", "identifier": identifier, "device_id": "D" });
+    let session = ok(&client.post("/_matrix/client/v3/login", login).await);
+    let anna = ruma::user_id!("@_irc_anna:hs.test");
+    admin::reset_password(&server.app, "_irc_anna", "correct horse", false).await.unwrap();
+    admin::set_admin(&server.app, anna, true).await.unwrap();
+    let path = "/_synapse/admin/v2/users/@_irc_anna:hs.test";
+    let by_service = server.client.with_token(session["access_token"].as_str().unwrap());
+    assert_eq!(refused(&by_service.get(path).await).0, 403);
+    let own = server.log_in_with("_irc_anna", json!({ "device_id": "D" })).await;
+    assert_eq!(own.client.get(path).await.status, 200);
 }
 
 #[tokio::test]

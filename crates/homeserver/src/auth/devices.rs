@@ -39,7 +39,13 @@ pub fn log_in(app: &App, tx: &mut Tx, user_id: &str, device_id: Option<&str>, na
     };
     let epoch = epoch(tx, user_id)?;
     match tx.get(&DEVICES, (user_id, &device_id))? {
-        Some(known) if known.epoch == epoch => return Ok(device_id),
+        Some(known) if known.epoch == epoch => {
+            if known.by_service {
+                // It is its user's own from now on.
+                tx.put(&DEVICES, (user_id, &device_id), &Device { by_service: false, ..known });
+            }
+            return Ok(device_id);
+        }
         // It was logged out with the others, and its turn to be deleted has not come: the name is all they share.
         Some(_) => delete(tx, user_id, &device_id)?,
         None => {}
@@ -49,8 +55,17 @@ pub fn log_in(app: &App, tx: &mut Tx, user_id: &str, device_id: Option<&str>, na
     }
     let display_name = name.map(valid_name).transpose()?;
     make_room(app, tx, user_id, epoch)?;
-    tx.put(&DEVICES, (user_id, &device_id), &Device { display_name, created_ts: app.clock.now_ms(), epoch });
+    let device = Device { display_name, created_ts: app.clock.now_ms(), epoch, by_service: false };
+    tx.put(&DEVICES, (user_id, &device_id), &device);
     Ok(device_id)
+}
+
+/// Notes that the session of a device was opened by an application service.
+pub fn opened_by_service(tx: &mut Tx, user_id: &str, device_id: &str) -> Result<()> {
+    if let Some(device) = tx.get(&DEVICES, (user_id, device_id))? {
+        tx.put(&DEVICES, (user_id, device_id), &Device { by_service: true, ..device });
+    }
+    Ok(())
 }
 
 /// The number that tokens and devices of a user need to have.

@@ -28,7 +28,7 @@ use crate::App;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::rng::Rng;
-use crate::schema::{OAUTH_SESSIONS, TOKENS, Token, TokenKind, USERS, User};
+use crate::schema::{DEVICES, OAUTH_SESSIONS, TOKENS, Token, TokenKind, USERS, User};
 
 /// What authentication keeps in memory.
 pub struct Auth {
@@ -101,8 +101,13 @@ pub async fn authenticate(app: &App, credentials: &Credentials, ip: IpAddr) -> R
     })
 }
 
-/// Whether a session of an administrator is one to administer with: a client of OAuth has to have been given that.
+/// Whether a session of an administrator is one to administer with: a client of OAuth has to have been given that, and an
+/// application service never is.
 fn may_administer(read: &impl Read, token: &Token) -> Result<bool> {
-    let session = read.get(&OAUTH_SESSIONS, (token.user_id.as_str(), token.device_id.as_str()))?;
+    let device = (token.user_id.as_str(), token.device_id.as_str());
+    if read.get(&DEVICES, device)?.is_some_and(|device| device.by_service) {
+        return Ok(false);
+    }
+    let session = read.get(&OAUTH_SESSIONS, device)?;
     Ok(session.is_none_or(|session| oauth::scope::may_administer(&session.scope)))
 }

@@ -101,6 +101,9 @@ async fn open(app: &App, user_id: OwnedUserId, new: NewAccount, request: &Regist
         let device_id = request.device_id.as_ref().map(|device_id| device_id.as_str());
         let name = request.initial_device_display_name.as_deref();
         let device_id = devices::log_in(app, tx, user_id.as_str(), device_id, name)?;
+        if matches!(new.opener, Opener::Service(_)) {
+            devices::opened_by_service(tx, user_id.as_str(), &device_id)?;
+        }
         let grant = tokens::open(app, tx, user_id.as_str(), &device_id, request.refresh_token)?;
         Ok(Some((grant, device_id)))
     };

@@ -89,7 +89,9 @@ async fn login(mut ctx: RawCtx) -> Result<Response> {
             let user_id = by_service(&ctx, &login)?;
             let open = |tx: &mut Tx| {
                 uia::not_an_administrator(tx, &user_id)?;
-                open(app, tx, &user_id, &login)
+                let opened = open(app, tx, &user_id, &login)?;
+                devices::opened_by_service(tx, user_id.as_str(), &opened.1)?;
+                Ok::<_, Error>(opened)
             };
             let opened = app.store.transact(open).await?.value;
             (user_id, opened.0, opened.1)
