@@ -357,7 +357,7 @@ async fn pitfall_072_rules_of_one_stop_nobody_else_from_being_told() {
         for _ in 0..2 {
             assert_eq!(gateway.next().await["event_id"], said);
         }
-        let nonsense = bytes::Bytes::from_static(b"{\"global\": []}");
+        let nonsense = bytes::Bytes::from_static(b"{\"global\": 5}");
         let put = |tx: &mut store::Tx| account_data::put(tx, eve_id, "", push_rules::KIND, nonsense.clone());
         server.app.store.transact(put).await.unwrap();
         settle(&server).await;

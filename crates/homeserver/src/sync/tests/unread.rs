@@ -77,7 +77,8 @@ async fn pitfall_038_a_waiting_poll_is_answered_when_a_count_is_right() {
     settle().await;
     assert!(!waiting.is_finished());
     drain(&world).await;
-    assert_eq!(count(&waiting.await.unwrap(), &room), Some(60));
+    let answer = tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("nobody woke it").unwrap();
+    assert_eq!(count(&answer, &room), Some(60));
 }
 
 #[tokio::test]
