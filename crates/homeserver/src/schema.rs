@@ -377,6 +377,8 @@ pub const OAUTH_SESSIONS: Table<(String, String), OauthSession> =
 
 // ---- application services ----------------------------------------------------------------------------------------
 
+/// The names of the followers of the journal that tell application services begin so; the ID of the service comes after it.
+pub const SERVICE_FOLLOWERS: &str = "appservice/";
 /// Stays after the transaction was acknowledged, without a body: numbers are not used again.
 pub const SERVICE_TXNS: Table<String, ServiceTxn> =
     Table::new(0x74, "service_txns", Hint::Small, None, "the last transaction for an application service, by its ID")

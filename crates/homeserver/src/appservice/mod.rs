@@ -25,13 +25,11 @@ use crate::App;
 use crate::background;
 use crate::config::registrations::Registration;
 use crate::error::{Error, Result};
-use crate::schema::{SERVICE_TXNS, ServiceTxn, TO_DEVICE, USERS, topic};
+use crate::schema::{SERVICE_FOLLOWERS, SERVICE_TXNS, ServiceTxn, TO_DEVICE, USERS, topic};
 use crate::users::accounts::{self, NewAccount, Opener};
 use interest::Interest;
 use transaction::Draft;
 
-/// The names of the followers begin so; the ID of the service comes after it.
-pub const FOLLOWERS: &str = "appservice/";
 /// Entries of the journal that are gone through at a time.
 const ENTRIES: usize = 64;
 const SAVE_EVERY: Duration = Duration::from_secs(5);
@@ -69,7 +67,7 @@ pub async fn start(app: &App) -> Result<()> {
 async fn forget_others(app: &App) -> Result<()> {
     let mut batch = Batch::new();
     for (follower, _) in journal::cursors(&app.store.snapshot())? {
-        let Some(id) = follower.strip_prefix(FOLLOWERS) else { continue };
+        let Some(id) = follower.strip_prefix(SERVICE_FOLLOWERS) else { continue };
         if app.appservices.by_id(id).is_none_or(|service| service.service.is_none()) {
             journal::forget(&mut batch, &follower);
             batch.delete(&SERVICE_TXNS, id);
@@ -125,7 +123,7 @@ impl<'a> Follower<'a> {
         let here = app.store.hub().signal();
         app.store.hub().attach(topic::appservice(&service.id), &here);
         let snapshot = app.store.snapshot();
-        let name = format!("{FOLLOWERS}{}", service.id);
+        let name = format!("{SERVICE_FOLLOWERS}{}", service.id);
         let done = match journal::cursor(&snapshot, &name)? {
             Some(done) => done,
             None => {

@@ -23,7 +23,7 @@ use crate::config::Limit;
 use crate::error::ErrorCode;
 use crate::http::Local;
 use crate::jobs::{self, tasks, tasks::Removal};
-use crate::schema::{HEADS, TO_DEVICE, room_nr};
+use crate::schema::{HEADS, SERVICE_FOLLOWERS, TO_DEVICE, room_nr};
 use crate::testing::{Server, config};
 use crate::users::accounts::{self, NewAccount, Opener};
 use crate::users::admin;
@@ -418,7 +418,7 @@ async fn a_service_that_is_away_for_weeks_begins_anew() {
     service.answers.lock().extend((0..2).map(|_| (502, json!({}))));
     let room = room(&client, "", public()).await;
     let first = service.next().await;
-    let follower = format!("{}irc", super::FOLLOWERS);
+    let follower = format!("{}irc", SERVICE_FOLLOWERS);
     let cursor = || journal::cursor(&server.app.store.snapshot(), &follower).unwrap();
     let before = cursor();
     say(&client, &room, "missed", "").await;

@@ -6,13 +6,12 @@ use serde_json::{Map, Value, json};
 use store::{Pos, Read, Tx, journal};
 
 use crate::App;
-use crate::appservice;
 use crate::error::{Error, Result};
 use crate::rooms::remove::{self, History};
 use crate::rooms::{membership, moderate};
 use crate::schema::{
-    BLOCKED_ROOMS, Block, DeleteStep, EVENTS, HEADS, JOBS, Job, MEMBERSHIPS, Rooms, TASKS, Task, TaskAction, TaskState,
-    room_nr,
+    BLOCKED_ROOMS, Block, DeleteStep, EVENTS, HEADS, JOBS, Job, MEMBERSHIPS, Rooms, SERVICE_FOLLOWERS, TASKS, Task,
+    TaskAction, TaskState, room_nr,
 };
 
 /// People who leave, or events that are redacted, before it is another job's turn.
@@ -273,7 +272,7 @@ async fn delete_slice(app: &App, job: &Job) -> Result<Option<Job>> {
 /// Whether all application services have gone through what the journal has up to a position.
 fn all_told(read: &impl Read, through: Pos) -> Result<bool> {
     for (follower, seen) in journal::cursors(read)? {
-        let is_service = follower.starts_with(appservice::FOLLOWERS);
+        let is_service = follower.starts_with(SERVICE_FOLLOWERS);
         let next = journal::read(read, seen, 1)?;
         if is_service && next.first().is_some_and(|entry| entry.version <= through) {
             return Ok(false);
