@@ -169,6 +169,12 @@ fn every_attack_lies_there_as_a_file() {
         let (file, says) = (fs::read(place.join("update.skerry")).expect(name), place.join("says.txt"));
         assert_eq!(format!("{}\n", install(&file).expect_err(name)), fs::read_to_string(says).unwrap(), "{name}");
     }
+    // The root document that they are judged by, for people who try them.
+    let born_with = folder().with_file_name("root.json");
+    if std::env::var_os("BLESS_ATTACKS").is_some() && !born_with.exists() {
+        fs::write(&born_with, root(1).to_bytes()).unwrap();
+    }
+    assert_eq!(fs::read(born_with).unwrap(), root(1).to_bytes());
     let mut names: Vec<_> = attacks().iter().map(|attack| attack.0.to_owned()).collect();
     let mut there: Vec<_> =
         fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
-use zstd::bulk::Compressor;
+use zstd_safe::{CCtx, compress_bound, get_error_name};
 
 use crate::chunks::{Chunk, cut, write_index};
 use crate::digest::{Digest, Hasher};
@@ -46,7 +46,7 @@ pub fn build(
     spool: &mut (impl Read + Write + Seek),
     out: &mut impl Write,
 ) -> Result<Manifest, Refusal> {
-    let mut pack = Pack { known: HashMap::new(), compressor: Compressor::new(inputs.level)?, spool, chunks: 0 };
+    let mut pack = Pack { known: HashMap::new(), compressor: compressor()?, level: inputs.level, spool, chunks: 0 };
     let (mut images, mut maps, mut indices) = (BTreeMap::new(), Vec::new(), Vec::new());
     for (arch, source) in inputs.images {
         let [root, verity, kernel] = [pack.part(source.root)?, pack.part(source.verity)?, pack.part(source.kernel)?];
@@ -96,10 +96,15 @@ pub(crate) fn write_head(
     Ok(())
 }
 
+fn compressor() -> io::Result<CCtx<'static>> {
+    CCtx::try_create().ok_or(io::ErrorKind::OutOfMemory.into())
+}
+
 struct Pack<'a, S> {
     /// What was packed already, by its plain digest.
     known: HashMap<Digest, Chunk>,
-    compressor: Compressor<'static>,
+    compressor: CCtx<'static>,
+    level: i32,
     spool: &'a mut S,
     chunks: usize,
 }
@@ -141,7 +146,9 @@ impl<S: Write> Pack<'_, S> {
         if let Some(chunk) = self.known.get(&digest) {
             return Ok((*chunk, false));
         }
-        let stored = self.compressor.compress(plain)?;
+        let mut stored = vec![0; compress_bound(plain.len())];
+        let packed = self.compressor.compress(&mut stored[..], plain, self.level);
+        stored.truncate(packed.map_err(|code| io::Error::other(get_error_name(code)))?);
         self.spool.write_all(&stored)?;
         let len = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let chunk =

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
-use zstd::bulk::Decompressor;
+use zstd_safe::DCtx;
 
 use crate::chunks::{Chunk, ENTRY, read_index};
 use crate::digest::{Digest, Hasher};
@@ -409,16 +409,19 @@ impl<R: Read + Seek> Checked<R> {
 }
 
 /// Decompresses, never more than the index says.
-struct Unpack(Decompressor<'static>);
+struct Unpack(DCtx<'static>);
 
 impl Unpack {
     fn new() -> Result<Self, Refusal> {
-        Ok(Self(Decompressor::new()?))
+        Ok(Self(DCtx::try_create().ok_or(io::ErrorKind::OutOfMemory).map_err(io::Error::from)?))
     }
 
     fn plain(&mut self, chunk: &Chunk, stored: &[u8]) -> Result<Vec<u8>, Refusal> {
-        let plain = self.0.decompress(stored, chunk.plain_len as usize);
-        same(chunk, plain.map_err(|_| Refusal::damaged(format!("chunk {} cannot be unpacked", chunk.stored)))?)
+        let mut plain = vec![0; chunk.plain_len as usize];
+        let unpacked = self.0.decompress(&mut plain[..], stored);
+        let len = unpacked.map_err(|_| Refusal::damaged(format!("chunk {} cannot be unpacked", chunk.stored)))?;
+        plain.truncate(len);
+        same(chunk, plain)
     }
 }
 

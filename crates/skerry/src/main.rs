@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod admin;
+mod bundle;
 mod desk;
 mod docs;
 
@@ -45,6 +46,11 @@ enum Verb {
     Admin {
         #[command(flatten)]
         args: admin::AdminArgs,
+    },
+    /// Make, sign and check update files.
+    Bundle {
+        #[command(flatten)]
+        args: bundle::BundleArgs,
     },
     /// Print generated documents.
     Docs {
@@ -99,6 +105,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Serve { settings, ready_file } => serve(settings.load()?, RunOptions { ready_file })?,
         Verb::Config { verb } => config_verb(verb)?,
         Verb::Admin { args } => return admin::run(args),
+        Verb::Bundle { args } => return bundle::run(args),
         Verb::Docs { document } => print!("{}", document.text()),
     }
     Ok(ExitCode::SUCCESS)
