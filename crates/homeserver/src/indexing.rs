@@ -14,6 +14,7 @@ use crate::App;
 use crate::error::Result;
 use crate::rooms::{search, threads};
 use crate::schema::{HEADS, RoomNr, SEARCHED, topic};
+use crate::users::directory;
 
 const FOLLOWER: &str = "search";
 /// Stands where going through all rooms began, for as long as that is not done: the journal behind it stays.
@@ -28,6 +29,9 @@ const PAUSE: Duration = Duration::from_secs(5);
 pub async fn run(app: App) {
     let mut tip = app.store.hub().watch_tip();
     let work = async {
+        if let Err(cause) = directory::complete(&app).await {
+            tracing::warn!(%cause, "the user directory is not complete before the next start");
+        }
         loop {
             tip.mark_unchanged();
             if let Err(cause) = catch_up(&app).await {

@@ -375,6 +375,14 @@ pub const OAUTH_CLIENTS: Table<String, OauthClient> =
 pub const OAUTH_SESSIONS: Table<(String, String), OauthSession> =
     Table::new(0x71, "oauth_sessions", Hint::Small, None, "that a device logged in by OAuth, by user ID and device ID");
 
+// ---- the user directory ------------------------------------------------------------------------------------------
+
+/// Written by `users::directory` together with [`DIRECTORY_USERS`].
+pub const DIRECTORY_WORDS: Table<(String, String), ()> =
+    Table::new(0x72, "directory_words", Hint::Lookup, None, "a word by which a user is found, by word and user ID");
+pub const DIRECTORY_USERS: Table<String, NameWords> =
+    Table::new(0x73, "directory_users", Hint::Lookup, None, "the words by which a user is found, by user ID");
+
 // ---- application services ----------------------------------------------------------------------------------------
 
 /// The names of the followers of the journal that tell application services begin so; the ID of the service comes after it.
@@ -537,6 +545,8 @@ pub fn tables() -> Vec<TableDef> {
         DELAYED_OF.def(),
         OAUTH_CLIENTS.def(),
         OAUTH_SESSIONS.def(),
+        DIRECTORY_WORDS.def(),
+        DIRECTORY_USERS.def(),
         SERVICE_TXNS.def(),
         NETWORK_ROOMS.def(),
         CLOSED_ROOMS.def(),
@@ -1170,6 +1180,11 @@ pub struct DehydratedDevice {
     pub data: String,
 }
 postcard_value!(DehydratedDevice, 1);
+
+/// The words by which a user is found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameWords(pub BTreeSet<String>);
+postcard_value!(NameWords, 1);
 
 /// A version of a key backup.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -110,6 +110,8 @@ pub struct Config {
     #[serde(default)]
     pub presence: Presence,
     #[serde(default)]
+    pub user_directory: UserDirectory,
+    #[serde(default)]
     pub push: Push,
     #[serde(default)]
     pub calls: Calls,
@@ -313,6 +315,15 @@ settings! {
 }
 
 settings! {
+    /// Finding users by name.
+    pub struct UserDirectory = "user_directory" {
+        /// Whether everybody finds everybody on this server. Otherwise people find those who are in a room with them, and
+        /// those who are in public rooms.
+        pub search_all_users: bool = false,
+    }
+}
+
+settings! {
     /// Notifications for phones, which go through the gateways of the apps' makers.
     pub struct Push = "push" {
         /// The gateways that may be told of notifications, such as `https://push.example.org` (`:*` behind the host is
@@ -494,6 +505,7 @@ impl Config {
             rooms: Rooms::default(),
             media: Media::default(),
             presence: Presence::default(),
+            user_directory: UserDirectory::default(),
             push: Push::default(),
             calls: Calls::default(),
             server_notices: ServerNotices::default(),

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     Admin, ApplicationServices, Auth, Calls, Config, Federation, Http, Listener, Log, Media, Metrics, Oauth, Outgoing,
-    Presence, Push, RateLimits, Registration, Rooms, Section, ServerNotices, Setting, Web, WellKnown,
+    Presence, Push, RateLimits, Registration, Rooms, Section, ServerNotices, Setting, UserDirectory, Web, WellKnown,
 };
 
 /// All sections in the order of the documents; the first one has no name.
@@ -24,6 +24,7 @@ pub(super) fn sections() -> Vec<Section> {
         Rooms::describe(),
         Media::describe(),
         Presence::describe(),
+        UserDirectory::describe(),
         Push::describe(),
         Calls::describe(),
         ServerNotices::describe(),

@@ -7,7 +7,7 @@ use crate::App;
 use crate::auth::devices;
 use crate::error::{Error, ErrorCode, Result};
 use crate::schema::{JOBS, Job, REGISTRATION_TOKENS, USERS, User};
-use crate::users::{profiles, push_rules};
+use crate::users::{directory, profiles, push_rules};
 
 /// An account to be opened.
 #[derive(Clone, Debug, Default)]
@@ -100,7 +100,7 @@ pub fn open(app: &App, tx: &mut Tx, user_id: &UserId, new: NewAccount) -> Result
     if !new.guest {
         push_rules::set_default(tx, user_id)?;
     }
-    Ok(())
+    directory::update(tx, user_id)
 }
 
 /// Whether an account may open a session: it is there, open, and not locked.
@@ -124,6 +124,7 @@ pub fn close(tx: &mut Tx, user_id: &UserId, erase: bool) -> Result<()> {
     let erased = user.erased || erase;
     // Who opens it again says anew whether it is an administrator's.
     tx.put(&USERS, user_id.as_str(), &User { password_hash: None, deactivated: true, erased, admin: false, ..user });
+    directory::update(tx, user_id)?;
     let job = tx.next_pos();
     tx.put(&JOBS, job, &Job::LeaveAll { user_id: user_id.to_string(), from: 0 });
     Ok(())

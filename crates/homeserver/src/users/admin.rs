@@ -11,7 +11,7 @@ use crate::auth::tokens;
 use crate::error::{Error, ErrorCode, Result};
 use crate::schema::{JOBS, Job, USERS, User};
 use crate::users::accounts::{self, NewAccount, Opener};
-use crate::users::{profiles, push_rules};
+use crate::users::{directory, profiles, push_rules};
 
 /// Opens an account, whatever the settings say about registration.
 pub async fn create(app: &App, username: &str, password: &str, admin: bool) -> Result<OwnedUserId> {
@@ -152,6 +152,7 @@ fn reopen(tx: &mut Tx, user_id: &UserId, user: &User, hash: Option<&str>) -> Res
     }
     let open = User { password_hash: Some(hash.to_owned()), deactivated: false, erased: false, ..user.clone() };
     tx.put(&USERS, user_id.as_str(), &open);
+    directory::update(tx, user_id)?;
     push_rules::set_default(tx, user_id)
 }
 

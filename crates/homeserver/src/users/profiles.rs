@@ -7,6 +7,7 @@ use store::{Read, Tx};
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::schema::{JOBS, Job, PROFILES};
+use crate::users::directory;
 
 pub const DISPLAYNAME: &str = "displayname";
 pub const AVATAR_URL: &str = "avatar_url";
@@ -67,6 +68,9 @@ pub fn set(tx: &mut Tx, user_id: &UserId, name: &str, value: Option<&Value>) -> 
             }
             tx.put(&PROFILES, key, &Bytes::from(value.to_string()));
         }
+    }
+    if name == DISPLAYNAME {
+        directory::update(tx, user_id)?;
     }
     if is_shown(name) {
         let job = tx.next_pos();
