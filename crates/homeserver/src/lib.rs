@@ -14,6 +14,8 @@ pub mod delayed;
 mod dirs;
 pub mod e2ee;
 pub mod error;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 pub mod gateway;
 pub mod housekeeping;
 pub mod http;

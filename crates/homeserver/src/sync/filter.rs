@@ -250,7 +250,7 @@ fn strings<T: ToString>(items: impl IntoIterator<Item = T>) -> HashSet<String> {
 }
 
 /// Whether a text is what a pattern says, in which `*` stands for anything.
-fn glob(pattern: &str, text: &str) -> bool {
+pub(crate) fn glob(pattern: &str, text: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else { return pattern == text };
     let Some(mut text) = text.strip_prefix(first) else { return false };
     let mut parts = rest.split('*').peekable();
@@ -372,7 +372,8 @@ fn stored(read: &impl Read, user_id: &UserId, id: &str) -> Result<Filter> {
     parse(&json)
 }
 
-fn parse(json: &[u8]) -> Result<Filter> {
+/// A whole filter as JSON.
+pub(crate) fn parse(json: &[u8]) -> Result<Filter> {
     /// What ruma does not read.
     #[derive(Default, Deserialize)]
     #[serde(default)]
