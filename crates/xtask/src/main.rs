@@ -12,12 +12,16 @@ mod ci;
 mod clients;
 mod demo;
 mod docs;
+mod endpoints;
+mod fuzz;
 mod needs;
+mod pitfalls;
 mod policy;
 mod run;
 mod selfcheck;
 mod source;
 mod suites;
+mod tested;
 mod web;
 
 use std::process::ExitCode;
@@ -31,6 +35,7 @@ usage: cargo xtask <verb>
   self-check                the repository's checks of itself (also part of `test`)
   sim --seed N [--seeds M]  replay simulated worlds N, N+1, ... (M of them)
   web [FOLDER]              make the web client, to be served by `[web] dir`
+  fuzz TARGET [--minutes N] feed a parser odd bytes (N = 10), then keep what reaches new code; no TARGET: a list
   bench [ARGS]              criterion benchmarks; ARGS go to cargo bench
   docs                      write the generated documents from the code
 
@@ -48,6 +53,7 @@ fn main() -> ExitCode {
         "self-check" => selfcheck::verb(),
         "sim" => suites::sim(rest),
         "web" => web::verb(rest),
+        "fuzz" => fuzz::verb(rest),
         "bench" => suites::bench(rest),
         "docs" => docs::write(),
         "help" | "--help" | "-h" => {

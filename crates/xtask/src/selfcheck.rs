@@ -9,6 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use crate::tested::TestFile;
 use crate::{run, source};
 
 /// A function longer than this is split. The number may be lowered, never raised.
@@ -80,6 +81,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("unsafe only where allowed", no_unsafe),
     ("crates share the workspace's settings", manifests),
     ("links in the documents resolve", links),
+    ("pitfalls have tests", pitfalls),
 ];
 
 /// `cargo xtask self-check`
@@ -91,6 +93,7 @@ pub(crate) fn verb() -> Result<()> {
         println!("{name}: {}", if found.is_empty() { "ok".into() } else { format!("{} finding(s)", found.len()) });
         wrong.extend(found);
     }
+    print!("{}", crate::pitfalls::list(test_sources(&files)));
     let mut lengths: Vec<usize> = product_functions(&files).map(|(_, f)| f.lines).collect();
     lengths.sort_unstable();
     let p90 = lengths.get(lengths.len() * 9 / 10).copied().unwrap_or(0);
@@ -147,6 +150,22 @@ fn files() -> Result<Vec<File>> {
         .collect()
 }
 
+/// The files that hold tests, with where the tests begin in them. Those that ask for everything there is are left out: that
+/// they do says nothing of any one thing.
+pub(crate) fn test_files() -> Result<Vec<TestFile>> {
+    let campaign = |path: &str| path.contains("/tests/bad_input/") || path.contains("/fuzz/");
+    let driver = |path: &str| path.starts_with("crates/sim/src/") || path.starts_with("tests/clients/nio/");
+    let files = files()?.into_iter().filter(|file| !campaign(&file.path) && !file.path.starts_with("crates/xtask/"));
+    let part = |file: File| {
+        let whole = driver(&file.path) || (file.path.ends_with(".rs") && is_for_tests(&format!("/{}", file.path)));
+        let from = if whole { 0 } else { without_tests(&file.text).len() };
+        // The others may have constants that tests use.
+        let of_use = whole || file.path.ends_with(".rs");
+        of_use.then_some(TestFile { path: file.path, text: file.text, from })
+    };
+    Ok(files.filter_map(part).collect())
+}
+
 fn large_files() -> Result<Vec<String>> {
     let mut wrong = Vec::new();
     for path in paths()? {
@@ -175,7 +194,11 @@ fn product(files: &[File]) -> impl Iterator<Item = &File> {
 
 /// Whether a file holds tests, or what tests are made of.
 fn is_for_tests(path: &str) -> bool {
-    path.ends_with("tests.rs") || path.ends_with("/testing.rs") || path.contains("/tests/")
+    path.ends_with("tests.rs")
+        || path.ends_with("/testing.rs")
+        || path.contains("/tests/")
+        || path.contains("/fuzz/")
+        || path.starts_with("fuzz/")
 }
 
 /// The text before the unit tests, which close a file.
@@ -196,6 +219,15 @@ fn words<'t>(text: &'t str, word: &'t str) -> impl Iterator<Item = usize> + 't {
         !is_word(at.checked_sub(1).and_then(|i| bytes.get(i)))
             && (!word.ends_with(|c: char| c.is_alphanumeric() || c == '_') || !is_word(bytes.get(at + word.len())))
     })
+}
+
+/// Rust files that may hold tests of the product.
+fn test_sources(files: &[File]) -> impl Iterator<Item = &str> {
+    rust(files).filter(|file| !file.path.starts_with("crates/xtask/")).map(|file| file.text.as_str())
+}
+
+fn pitfalls(files: &[File]) -> Vec<String> {
+    crate::pitfalls::check(test_sources(files))
 }
 
 fn layers(files: &[File]) -> Vec<String> {
@@ -462,7 +494,7 @@ mod tests {
         };
     }
 
-    repository_checks! { layers unfinished heads error_codes engine_name long_functions no_unsafe manifests links }
+    repository_checks! { layers unfinished heads error_codes engine_name long_functions no_unsafe manifests links pitfalls }
 
     #[test]
     fn no_file_is_large() {

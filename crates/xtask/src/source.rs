@@ -3,6 +3,8 @@
 //! Lives here: a scanner that blanks comments and literals (so that later searches see code only), and functions with
 //! their lengths. Not here: what is allowed (selfcheck.rs). Not a parser: rustfmt and rustc have seen the files before.
 
+use std::ops::Range;
+
 /// A function and how many lines it spans, from `fn` to its closing brace.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Function {
@@ -112,8 +114,40 @@ fn raw_string(rest: &[u8]) -> Option<usize> {
     Some(hashes + 1 + found + end.len())
 }
 
+/// The texts in source (plain and raw strings, not those of bytes), with where they start. Escapes stay as they are.
+pub(crate) fn strings(source: &str) -> Vec<(usize, String)> {
+    let bytes = source.as_bytes();
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let Some(end) = literal_or_comment(bytes, at) else {
+            at += 1;
+            continue;
+        };
+        let end = end.min(bytes.len());
+        if matches!(bytes[at], b'"' | b'r') {
+            let text = String::from_utf8_lossy(&bytes[at..end]);
+            let text = text.trim_start_matches(['r', '#']).trim_end_matches('#');
+            let text = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+            found.extend(text.map(|text| (at, text.to_owned())));
+        }
+        at = end;
+    }
+    found
+}
+
 /// The functions with a body in source that went through [`code_only`].
 pub(crate) fn functions(code: &str) -> Vec<Function> {
+    let lines = |part: &str| part.bytes().filter(|b| *b == b'\n').count();
+    let measured = |(name, span): (String, Range<usize>)| {
+        let start = code[..span.start].rfind("fn ").unwrap_or(span.start);
+        Function { name, line: 1 + lines(&code[..start]), lines: 1 + lines(&code[start..span.end]) }
+    };
+    function_spans(code).into_iter().map(measured).collect()
+}
+
+/// The same, each with its name and where it is: from the name to its closing brace.
+pub(crate) fn function_spans(code: &str) -> Vec<(String, Range<usize>)> {
     let mut found = Vec::new();
     let bytes = code.as_bytes();
     let mut at = 0;
@@ -128,9 +162,7 @@ pub(crate) fn functions(code: &str) -> Vec<Function> {
             continue; // a function type
         }
         if let Some(end) = body_end(bytes, at) {
-            let line = 1 + bytes[..start].iter().filter(|b| **b == b'\n').count();
-            let lines = 1 + bytes[start..end].iter().filter(|b| **b == b'\n').count();
-            found.push(Function { name, line, lines });
+            found.push((name, at..end));
         }
     }
     found
@@ -177,6 +209,14 @@ mod tests {
             assert!(code.contains(there), "{there} in {code}");
         }
         assert_eq!(code.lines().count(), source.lines().count());
+    }
+
+    #[test]
+    fn texts_are_found() {
+        let source = "f(\"a\\\"b\", r#\"c \"d\"\"#, b\"e\", 'f', r\"g\"); // \"h\"\n\"\"";
+        let found: Vec<String> = strings(source).into_iter().map(|(_, text)| text).collect();
+        assert_eq!(found, ["a\\\"b", "c \"d\"", "g", ""]);
+        assert_eq!(strings(source)[0].0, 2);
     }
 
     #[test]

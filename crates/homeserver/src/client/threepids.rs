@@ -121,6 +121,8 @@ mod tests {
             assert_eq!(post(path, false).await, refusal(400, "M_THREEPID_MEDIUM_NOT_SUPPORTED"), "{path}");
             assert_eq!(post(path, true).await, refusal(400, "M_SERVER_NOT_TRUSTED"), "{path}");
         }
+        let none = ok(&alice.client.get("/_matrix/client/v3/account/3pid").await);
+        assert_eq!(none, json!({ "threepids": [] }));
         let password = "account/password/email/requestToken";
         assert_eq!(post(password, false).await, refusal(400, "M_THREEPID_NOT_FOUND"));
         assert_eq!(post("account/3pid/add", false).await, forbidden());

@@ -53,6 +53,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn pitfall_100_a_room_that_stays_here_says_so_and_so_do_those_that_replace_it() {
+        let server = Server::default();
+        let [alice] = users(&server).await;
+        for (old, new) in [("11", "12"), ("12", "12"), ("6", "11")] {
+            let local = of_version(&alice, old, json!({"creation_content": {"m.federate": false}})).await;
+            assert_eq!(local.entry("m.room.create", "").await["m.federate"], false, "{old}");
+            assert_eq!(
+                local.upgrade(new, json!({})).await.entry("m.room.create", "").await["m.federate"],
+                false,
+                "{new}"
+            );
+            let usual = of_version(&alice, old, json!({})).await;
+            assert_ne!(usual.entry("m.room.create", "").await["m.federate"], false, "{old}");
+        }
+    }
+
+    #[tokio::test]
     async fn pitfall_067_a_room_of_any_version_becomes_one_of_another() {
         let server = Server::default();
         let [alice, bob] = users(&server).await;

@@ -562,3 +562,40 @@ async fn a_ban_that_is_too_large_for_another_version_is_left_out() {
     assert_eq!(world.membership("small", &new).unwrap().state, MembershipState::Ban);
     assert_eq!(world.membership(&largest, &new), None, "this one tests nothing if it fits");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn pitfall_097_what_many_do_at_once_makes_one_chain() {
+    let names: Vec<String> = (0..8).map(|nr| format!("u{nr}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let world = World::new(&names).await;
+    let room_id = world.public_room("u0").await;
+    let busy = names.iter().map(|name| {
+        let (app, room_id, user_id) = (world.app.clone(), room_id.clone(), user(name));
+        tokio::spawn(async move {
+            if user_id.localpart() != "u0" {
+                carry_out(&app, &room_id, Wish::own(Act::Join, &user_id)).await.unwrap();
+            }
+            for nr in 0..10 {
+                let content = super::send::content_from(format!("{{\"body\":\"{nr}\"}}").as_bytes()).unwrap();
+                let draft = super::send::message("m.room.message", content, user_id.clone(), app.clock.now()).unwrap();
+                super::send::send(&app, &room_id, draft, None).await.unwrap();
+            }
+        })
+    });
+    for task in busy.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    let read = world.app.store.snapshot();
+    let reader = RoomReader::new(&world.app.room_cache, &read);
+    let (room, head) = reader.head(&room_id).unwrap().unwrap();
+    let positions: Vec<Pos> =
+        read.scan(&schema::EVENTS, schema::EVENTS.prefix((room,))).keys().map(|key| key.unwrap().1).collect();
+    assert!(positions.len() >= 7 + 80, "{}", positions.len());
+    let mut last = None;
+    for at in positions {
+        let event = reader.pdu(room, &head, at).unwrap().unwrap();
+        assert_eq!(event.prev_events, last.into_iter().collect::<Vec<_>>(), "each event follows the one before it");
+        last = Some(event.event_id.clone());
+    }
+    assert_eq!(head.extremities, [last.unwrap().to_string()]);
+}

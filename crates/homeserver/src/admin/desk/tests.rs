@@ -10,6 +10,8 @@ use crate::testing::{PASSWORD, Server, User};
 use crate::users::admin;
 use crate::{api, schema};
 
+mod looking;
+
 struct World {
     server: Server,
     root: User,

@@ -52,6 +52,37 @@ async fn pitfall_020_tokens_survive_a_restart_and_garbled_ones_are_a_400() {
 }
 
 #[tokio::test]
+async fn pitfall_021_the_order_is_that_of_arrival_whatever_the_clocks_say() {
+    let world = World::new();
+    let alice = world.user("alice").await;
+    let room = world.public(&alice).await;
+    let mut client = Client::new(&alice);
+    let before = client.next().await["next_batch"].as_str().unwrap().to_owned();
+    let (app, room_id) = (&world.server.app, ruma::RoomId::parse(&*room).unwrap());
+    // As an application service may say, and other servers do.
+    for (text, ts) in [("first", 5_000_u32), ("second", 9_000), ("third", 1)] {
+        let content = crate::rooms::send::content_from(json!({"body": text}).to_string().as_bytes()).unwrap();
+        let (sender, ts) = (alice.user_id.as_str().try_into().unwrap(), ruma::MilliSecondsSinceUnixEpoch(ts.into()));
+        let draft = crate::rooms::send::message("m.room.message", content, sender, ts).unwrap();
+        crate::rooms::send::send(app, &room_id, draft, None).await.unwrap();
+    }
+    let answer = client.next().await;
+    assert_eq!(told(&joined(&answer, &room)["timeline"]), ["first", "second", "third"]);
+    // The tokens of sync are places in the timeline, too.
+    let after = answer["next_batch"].as_str().unwrap();
+    let messages = async |query: String| {
+        let answer = alice.client.get(&format!("/_matrix/client/v3/rooms/{room}/messages?limit=3&{query}")).await;
+        assert!(answer.status.is_success(), "{}", answer.json());
+        let chunk = answer.json()["chunk"].as_array().unwrap().clone();
+        chunk.iter().filter_map(|event| event["content"]["body"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    assert_eq!(messages(format!("dir=f&from={before}")).await, ["first", "second", "third"]);
+    assert_eq!(messages(format!("dir=b&from={after}&to={before}")).await, ["third", "second", "first"]);
+    assert!(messages(format!("dir=f&from={after}")).await.is_empty());
+    assert!(messages(format!("dir=b&from={before}")).await.is_empty(), "what came before has no body");
+}
+
+#[tokio::test]
 async fn pitfall_020_one_token_covers_events_receipts_and_account_data() {
     let world = World::new();
     let alice = world.user("alice").await;
