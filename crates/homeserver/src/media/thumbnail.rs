@@ -159,6 +159,9 @@ pub fn measure(source: impl BufRead + Seek, bounds: Bounds) -> Result<(ImageForm
     let format = format_of(&reader)?;
     let (width, height) = reader.into_dimensions().map_err(Failure::from)?;
     let pixels = u64::from(width) * u64::from(height);
+    if pixels == 0 {
+        return Err(Failure::NotAPicture("it has no pixels".to_owned()));
+    }
     if pixels > bounds.max_pixels { Err(Failure::TooLarge) } else { Ok((format, (width, height))) }
 }
 
@@ -564,6 +567,18 @@ mod tests {
         for animated in [false, true] {
             let outcome = small(&gif, Ask::new(1, 1, Method::Scale, animated));
             assert!(matches!(outcome, Err(Failure::TooLarge | Failure::NotAPicture(_))), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn pitfall_106_a_picture_without_pixels_is_none() {
+        // A canvas of 0 x 0, and a frame on it.
+        let gif = b"GIF89a\0\0\0\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02\x44\x01\0;";
+        for animated in [false, true] {
+            for method in [Method::Crop, Method::Scale] {
+                let outcome = small(gif, Ask::new(50, 17, method, animated));
+                assert!(matches!(outcome, Err(Failure::NotAPicture(_))), "{outcome:?}");
+            }
         }
     }
 
