@@ -14,10 +14,11 @@ use crate::{clients, needs, run};
 const RULES: &str = ".deny.toml";
 
 /// Judges every package that a Linux build of the workspace resolves to, and what only tests are built with (for which
-/// nothing is banned).
+/// nothing is banned). Lock files that lag behind are noticed on the way.
 pub(crate) fn check() -> Result<()> {
     judge("Cargo.toml", true)?;
-    judge(clients::RUST_SDK, false)
+    judge(clients::RUST_SDK, false)?;
+    judge("tests/fuzz/Cargo.toml", true)
 }
 
 fn judge(manifest: &str, shipped: bool) -> Result<()> {
