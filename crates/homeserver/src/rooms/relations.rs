@@ -403,15 +403,10 @@ pub fn read<R: Read>(
     }
     let mut page = Vec::new();
     for at in positions {
-        let Some(event) = reader.event(reach.room, at)? else { continue };
-        if event.redacted_by().is_some() || !eyes.see(at, &event)? {
-            continue;
-        }
-        if page.len() >= wanted.limit {
+        if !put(reader, reach.room, eyes, wanted, &mut page, at)? {
             let end = page.last().map(|(last, _)| after(wanted.direction, *last));
             return Ok((page, end));
         }
-        page.push((at, event));
     }
     Ok((page, None))
 }
@@ -435,17 +430,32 @@ fn read_flat<R: Read>(
         if !wanted.takes(&relation) {
             continue;
         }
-        let Some(event) = reader.event(reach.room, at)? else { continue };
-        if event.redacted_by().is_some() || !eyes.see(at, &event)? {
-            continue;
-        }
-        if page.len() >= wanted.limit {
+        if !put(reader, reach.room, eyes, wanted, &mut page, at)? {
             let end = page.last().map(|(last, _)| after(wanted.direction, *last));
             return Ok((page, end));
         }
-        page.push((at, event));
     }
     Ok((page, None))
+}
+
+/// Puts an event on a page if it may be seen. Nothing is put on a page that is full, and the answer is no.
+fn put<R: Read>(
+    reader: RoomReader<'_, R>,
+    room: RoomNr,
+    eyes: &Eyes<'_, R>,
+    wanted: &Wanted<'_>,
+    page: &mut Vec<(Pos, StoredEvent)>,
+    at: Pos,
+) -> Result<bool> {
+    let Some(event) = reader.event(room, at)? else { return Ok(true) };
+    if event.redacted_by().is_some() || !eyes.see(at, &event)? {
+        return Ok(true);
+    }
+    let space = page.len() < wanted.limit;
+    if space {
+        page.push((at, event));
+    }
+    Ok(space)
 }
 
 /// Where the events lie that relate to one directly or not, each once, without those that are not wanted.

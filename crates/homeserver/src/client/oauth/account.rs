@@ -29,9 +29,7 @@ const PASSWORD: &str =
     r#"<label>Password<input name="password" type="password" autocomplete="current-password" required></label>"#;
 
 pub(super) async fn show(ctx: RawCtx) -> Result<Response> {
-    ctx.app.auth.oauth.site()?;
-    let fields = Fields::query(&ctx);
-    shown(&ctx.app, fields.map_err(Failure::from).and_then(|fields| page_for(&ctx, &fields)))
+    page::asked(&ctx, page_for)
 }
 
 fn page_for(ctx: &RawCtx, fields: &Fields) -> Result<Response, Failure> {

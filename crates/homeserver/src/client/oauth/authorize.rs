@@ -8,7 +8,7 @@ use http::StatusCode;
 use ruma::OwnedUserId;
 
 use super::fields::Fields;
-use super::page::{self, Browser, Text, form, hidden, redirect, shown};
+use super::page::{self, Browser, Text, form, hidden, redirect};
 use crate::App;
 use crate::auth::oauth::browser::Person;
 use crate::auth::oauth::clients::{self, CODE, Metadata};
@@ -43,9 +43,7 @@ struct Wish {
 }
 
 pub(super) async fn show(ctx: RawCtx) -> Result<Response> {
-    ctx.app.auth.oauth.site()?;
-    let fields = Fields::query(&ctx);
-    shown(&ctx.app, fields.map_err(Failure::from).and_then(|fields| ask(&ctx, &fields)))
+    page::asked(&ctx, ask)
 }
 
 fn ask(ctx: &RawCtx, fields: &Fields) -> Result<Response, Failure> {
@@ -108,10 +106,8 @@ fn consent(
     browser.page(app, StatusCode::OK, "Let this app in?", &main)
 }
 
-pub(super) async fn answer(mut ctx: RawCtx) -> Result<Response> {
-    ctx.app.auth.oauth.site()?;
-    let fields = Fields::read(&mut ctx).await;
-    shown(&ctx.app, fields.and_then(|fields| decide(&ctx, &fields)))
+pub(super) async fn answer(ctx: RawCtx) -> Result<Response> {
+    page::sent(ctx, decide).await
 }
 
 fn decide(ctx: &RawCtx, form: &Fields) -> Result<Response, Failure> {

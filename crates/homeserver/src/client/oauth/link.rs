@@ -4,7 +4,7 @@ use http::StatusCode;
 use ruma::OwnedUserId;
 
 use super::fields::Fields;
-use super::page::{self, Browser, Text, form, hidden, shown};
+use super::page::{self, Browser, Text, form, hidden};
 use crate::App;
 use crate::auth::oauth::Failure;
 use crate::auth::oauth::browser::Person;
@@ -18,9 +18,7 @@ use crate::schema::User;
 const PATH: &str = "/oauth2/link";
 
 pub(super) async fn show(ctx: RawCtx) -> Result<Response> {
-    ctx.app.auth.oauth.site()?;
-    let fields = Fields::query(&ctx);
-    shown(&ctx.app, fields.map_err(Failure::from).and_then(|fields| ask(&ctx, &fields)))
+    page::asked(&ctx, ask)
 }
 
 fn ask(ctx: &RawCtx, fields: &Fields) -> Result<Response, Failure> {
@@ -85,10 +83,8 @@ fn confirm_page(app: &App, browser: &Browser, user: &(OwnedUserId, User), device
     browser.page(app, StatusCode::OK, "Let this device in?", &main)
 }
 
-pub(super) async fn answer(mut ctx: RawCtx) -> Result<Response> {
-    ctx.app.auth.oauth.site()?;
-    let fields = Fields::read(&mut ctx).await;
-    shown(&ctx.app, fields.and_then(|fields| decide(&ctx, &fields)))
+pub(super) async fn answer(ctx: RawCtx) -> Result<Response> {
+    page::sent(ctx, decide).await
 }
 
 fn decide(ctx: &RawCtx, form: &Fields) -> Result<Response, Failure> {

@@ -84,6 +84,23 @@ impl Browser {
     }
 }
 
+/// The page that the fields of a query ask for.
+pub(super) fn asked(ctx: &RawCtx, ask: impl Fn(&RawCtx, &Fields) -> Result<Response, Failure>) -> Result<Response> {
+    ctx.app.auth.oauth.site()?;
+    let fields = Fields::query(ctx);
+    shown(&ctx.app, fields.map_err(Failure::from).and_then(|fields| ask(ctx, &fields)))
+}
+
+/// What comes of a form that was sent.
+pub(super) async fn sent(
+    mut ctx: RawCtx,
+    decide: impl Fn(&RawCtx, &Fields) -> Result<Response, Failure>,
+) -> Result<Response> {
+    ctx.app.auth.oauth.site()?;
+    let fields = Fields::read(&mut ctx).await;
+    shown(&ctx.app, fields.and_then(|fields| decide(&ctx, &fields)))
+}
+
 /// What a handler of a page gives: errors are pages, too.
 pub(super) fn shown(app: &App, outcome: Result<Response, Failure>) -> Result<Response> {
     let site = app.auth.oauth.site()?;

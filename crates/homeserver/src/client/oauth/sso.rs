@@ -124,9 +124,7 @@ pub(super) async fn begin(ctx: RawCtx) -> Result<Response> {
 }
 
 pub(super) async fn show(ctx: RawCtx) -> Result<Response> {
-    ctx.app.auth.oauth.site()?;
-    let fields = Fields::query(&ctx);
-    shown(&ctx.app, fields.map_err(Failure::from).and_then(|fields| ask(&ctx, &fields)))
+    page::asked(&ctx, ask)
 }
 
 fn ask(ctx: &RawCtx, fields: &Fields) -> Result<Response, Failure> {
