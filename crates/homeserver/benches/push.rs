@@ -4,7 +4,6 @@
 
 use std::hint::black_box;
 
-use ::rooms::state::Root;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use homeserver::error::Result;
 use homeserver::push::pattern::Fuel;
@@ -14,7 +13,6 @@ use ruma::power_levels::NotificationPowerLevelsKey;
 use ruma::push::{Action, NewPatternedPushRule, NewPushRule, Ruleset};
 use ruma::{OwnedUserId, UserId};
 use serde_json::json;
-use store::{Raw, Value as _, ValueBuf};
 
 const MEMBERS: u64 = 1_000;
 
@@ -44,26 +42,8 @@ fn event() -> StoredEvent {
     let sender = "@sender:hs";
     let client =
         json!({"content": content, "origin_server_ts": 1, "sender": sender, "type": "m.room.message"}).to_string();
-    let new = NewEvent {
-        event_id: "$event",
-        sender,
-        kind: "m.room.message",
-        state_key: None,
-        origin_server_ts: 1,
-        before: Root::EMPTY,
-        after: Root::EMPTY,
-        replaces: None,
-        txn: None,
-        contains_url: false,
-        rejected: false,
-        soft_failed: false,
-        redacted_by: None,
-        client: &client.as_bytes()[1..client.len() - 1],
-        federation: b"",
-    };
-    let mut bytes = ValueBuf::default();
-    new.encode(&mut bytes);
-    StoredEvent::decode(Raw::Borrowed(bytes.as_bytes())).unwrap()
+    let client = &client.as_bytes()[1..client.len() - 1];
+    NewEvent::plain("m.room.message", None, sender, client).stored().unwrap()
 }
 
 /// The default rules and a hundred words.

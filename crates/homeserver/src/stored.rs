@@ -52,7 +52,38 @@ pub struct NewEvent<'a> {
     pub federation: &'a [u8],
 }
 
-impl NewEvent<'_> {
+impl<'a> NewEvent<'a> {
+    /// An event of which nothing is known but what it says, as those need it who only judge or show one.
+    pub fn plain(kind: &'a str, state_key: Option<&'a str>, sender: &'a str, client: &'a [u8]) -> Self {
+        Self {
+            event_id: "$event",
+            sender,
+            kind,
+            state_key,
+            origin_server_ts: 1,
+            before: Root::EMPTY,
+            after: Root::EMPTY,
+            replaces: None,
+            txn: None,
+            contains_url: false,
+            rejected: false,
+            soft_failed: false,
+            redacted_by: None,
+            client,
+            federation: b"",
+        }
+    }
+
+    /// As the store gives it back.
+    ///
+    /// # Errors
+    /// A field does not fit into the event's header.
+    pub fn stored(&self) -> Result<StoredEvent, Corrupt> {
+        let mut bytes = ValueBuf::default();
+        self.encode(&mut bytes);
+        StoredEvent::decode(Raw::Borrowed(bytes.as_bytes()))
+    }
+
     /// Writes the event; pending positions are patched by the store when it assigns them.
     pub fn encode(&self, out: &mut ValueBuf) {
         let flag = |on: bool, bit: u8| if on { bit } else { 0 };

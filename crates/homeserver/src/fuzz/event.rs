@@ -5,13 +5,11 @@ use std::sync::Arc;
 
 use ::rooms::event::{self, Parsed, Pdu, SUPPORTED_VERSIONS, canonical, join_from_storage};
 use ::rooms::power::{Action, Power};
-use ::rooms::state::Root;
 use ::rooms::{build, redact, rules};
 use ruma::events::TimelineEventType;
 use ruma::room_version_rules::RoomVersionRules;
 use ruma::{EventId, MxcUri, OwnedServerName, RoomAliasId, RoomId, RoomOrAliasId, UserId, user_id};
 use serde_json::value::RawValue;
-use store::{Raw, Value as _, ValueBuf};
 
 use super::parts;
 use crate::media::mxc::MediaId;
@@ -127,27 +125,8 @@ pub(super) fn stored(kind: &str, state_key: Option<&str>, sender: &str, content:
         text(sender),
         text(kind)
     );
-    let new = NewEvent {
-        event_id: "$event",
-        sender,
-        kind,
-        state_key,
-        origin_server_ts: 1,
-        before: Root::EMPTY,
-        after: Root::EMPTY,
-        replaces: None,
-        txn: None,
-        contains_url: false,
-        rejected: false,
-        soft_failed: false,
-        redacted_by: None,
-        client: client.as_bytes(),
-        federation: b"",
-    };
     // What does not fit into the fields of the header never gets this far.
     let fits = [kind, state_key.unwrap_or_default()].iter().all(|field| field.len() <= 255);
-    let mut bytes = ValueBuf::default();
-    new.encode(&mut bytes);
-    let stored = || StoredEvent::decode(Raw::Borrowed(bytes.as_bytes())).ok();
+    let stored = || NewEvent::plain(kind, state_key, sender, client.as_bytes()).stored().ok();
     fits.then(stored).flatten()
 }

@@ -144,6 +144,24 @@ async fn room(owner: &User, others: &[&User]) -> String {
     room
 }
 
+/// Two people in a room.
+struct Two {
+    server: Server,
+    alice: User,
+    bob: User,
+    room: String,
+}
+
+/// Bob has a pusher with this key, and nothing was said yet.
+async fn two(gateway: &Gateway, pushkey: &str) -> Two {
+    let (server, _follower) = server(gateway, MemoryDisk::new());
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let room = room(&alice, &[&bob]).await;
+    set_pusher(&bob, gateway, pushkey, json!({})).await;
+    settle(&server).await;
+    Two { server, alice, bob, room }
+}
+
 async fn say(user: &User, room: &str, content: Value) -> String {
     static COUNT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     let txn = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -250,11 +268,7 @@ async fn pitfall_037_who_is_ignored_notifies_nobody() {
 #[tokio::test]
 async fn pitfall_073_a_gateway_that_fails_is_asked_again_in_order_and_later_and_later() {
     let mut gateway = Gateway::open().await;
-    let (server, _follower) = server(&gateway, MemoryDisk::new());
-    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
-    let room = room(&alice, &[&bob]).await;
-    set_pusher(&bob, &gateway, "key", json!({})).await;
-    settle(&server).await;
+    let Two { server, alice, room, .. } = two(&gateway, "key").await;
     gateway.answers.lock().extend([(503, json!({})), (302, json!({})), (500, json!({}))]);
     let first = say(&alice, &room, text("one")).await;
     let second = say(&alice, &room, text("two")).await;
@@ -276,11 +290,7 @@ async fn pitfall_073_a_gateway_that_fails_is_asked_again_in_order_and_later_and_
 #[tokio::test]
 async fn a_gateway_that_is_silent_for_a_day_is_given_up_and_what_comes_then_is_not() {
     let mut gateway = Gateway::open().await;
-    let (server, _follower) = server(&gateway, MemoryDisk::new());
-    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
-    let room = room(&alice, &[&bob]).await;
-    set_pusher(&bob, &gateway, "key", json!({})).await;
-    settle(&server).await;
+    let Two { server, alice, room, .. } = two(&gateway, "key").await;
     gateway.answers.lock().extend(std::iter::repeat_n((503, json!({})), 100));
     let first = say(&alice, &room, text("one")).await;
     assert_eq!(gateway.next().await["event_id"], first);
@@ -299,11 +309,7 @@ async fn a_gateway_that_is_silent_for_a_day_is_given_up_and_what_comes_then_is_n
 #[tokio::test]
 async fn pitfall_073_a_rejected_pushkey_is_the_end_of_its_pusher() {
     let mut gateway = Gateway::open().await;
-    let (server, _follower) = server(&gateway, MemoryDisk::new());
-    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
-    let room = room(&alice, &[&bob]).await;
-    set_pusher(&bob, &gateway, "dead", json!({})).await;
-    settle(&server).await;
+    let Two { server, alice, room, .. } = two(&gateway, "dead").await;
     gateway.answers.lock().push_back((200, json!({ "rejected": ["other", "dead"] })));
     say(&alice, &room, text("one")).await;
     gateway.next().await;
@@ -317,11 +323,7 @@ async fn pitfall_073_a_rejected_pushkey_is_the_end_of_its_pusher() {
 #[tokio::test]
 async fn a_pusher_that_is_set_anew_while_its_gateway_rejects_it_lives_on() {
     let mut gateway = Gateway::open().await;
-    let (server, _follower) = server(&gateway, MemoryDisk::new());
-    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
-    let room = room(&alice, &[&bob]).await;
-    set_pusher(&bob, &gateway, "key", json!({})).await;
-    settle(&server).await;
+    let Two { server, alice, bob, room } = two(&gateway, "key").await;
     gateway.answers.lock().push_back((200, json!({ "rejected": ["key"] })));
     gateway.turns.forget_permits(usize::MAX);
     let first = say(&alice, &room, text("one")).await;

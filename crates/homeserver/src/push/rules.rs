@@ -562,7 +562,6 @@ fn top(event: &StoredEvent) -> Value {
 mod tests {
     use std::cell::Cell;
 
-    use ::rooms::state::Root;
     use futures_util::FutureExt as _;
     use proptest::prelude::*;
     use ruma::events::room::power_levels::{RoomPowerLevels, RoomPowerLevelsSource};
@@ -571,7 +570,6 @@ mod tests {
     use ruma::serde::Raw;
     use ruma::{OwnedUserId, owned_room_id, owned_user_id};
     use serde_json::{Value, json};
-    use store::{Raw as RawBytes, Value as _, ValueBuf};
 
     use super::*;
     use crate::stored::NewEvent;
@@ -620,26 +618,7 @@ mod tests {
             client["state_key"] = json!(state_key);
         }
         let client = client.to_string();
-        let new = NewEvent {
-            event_id: "$event",
-            sender,
-            kind,
-            state_key,
-            origin_server_ts: 1,
-            before: Root::EMPTY,
-            after: Root::EMPTY,
-            replaces: None,
-            txn: None,
-            contains_url: false,
-            rejected: false,
-            soft_failed: false,
-            redacted_by: None,
-            client: &client.as_bytes()[1..client.len() - 1],
-            federation: b"",
-        };
-        let mut bytes = ValueBuf::default();
-        new.encode(&mut bytes);
-        StoredEvent::decode(RawBytes::Borrowed(bytes.as_bytes())).unwrap()
+        NewEvent::plain(kind, state_key, sender, &client.as_bytes()[1..client.len() - 1]).stored().unwrap()
     }
 
     fn outcome(ruleset: &Ruleset, members: u64, event: &StoredEvent) -> Outcome {

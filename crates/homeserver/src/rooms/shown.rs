@@ -178,9 +178,7 @@ pub fn number(out: &mut Vec<u8>, number: u64) {
 
 #[cfg(test)]
 mod tests {
-    use ::rooms::state::Root;
     use serde_json::{Value, json};
-    use store::{Raw, Value as _, ValueBuf};
 
     use super::*;
     use crate::stored::{NewEvent, TxnEcho};
@@ -189,24 +187,12 @@ mod tests {
         let client = client.to_string();
         let new = NewEvent {
             event_id: "$id",
-            sender: "@a:x",
-            kind,
-            state_key,
             origin_server_ts: 1_000,
-            before: Root::EMPTY,
-            after: Root::EMPTY,
-            replaces: None,
             txn: Some(TxnEcho { device_id: "D".to_owned(), transaction_id: "t\"1".to_owned() }),
-            contains_url: false,
-            rejected: false,
-            soft_failed: false,
-            redacted_by: None,
-            client: &client.as_bytes()[1..client.len() - 1],
             federation: br#""depth":7,"hashes":{}"#,
+            ..NewEvent::plain(kind, state_key, "@a:x", &client.as_bytes()[1..client.len() - 1])
         };
-        let mut bytes = ValueBuf::default();
-        new.encode(&mut bytes);
-        StoredEvent::decode(Raw::Borrowed(bytes.as_bytes())).unwrap()
+        new.stored().unwrap()
     }
 
     fn shown(event: StoredEvent, style: &Style<'_>) -> Value {

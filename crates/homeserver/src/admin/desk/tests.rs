@@ -1,12 +1,14 @@
 //! The desk as a console uses it: with an administrator's token.
 
+use std::path::Path;
+
 use http::Method;
 use serde_json::{Value, json};
 use store::Read as _;
 
 use crate::http::{Answer, Body};
 use crate::jobs;
-use crate::testing::{PASSWORD, Server, User};
+use crate::testing::{PASSWORD, Server, User, config};
 use crate::users::admin;
 use crate::{api, schema};
 
@@ -20,7 +22,17 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let server = Server::default();
+        Self::on(Server::default()).await
+    }
+
+    /// With a folder for uploads.
+    async fn with_uploads(dir: &Path) -> Self {
+        let mut config = config();
+        config.data_dir = dir.to_owned();
+        Self::on(Server::new(config)).await
+    }
+
+    async fn on(server: Server) -> Self {
         admin::create(&server.app, "root", PASSWORD, true).await.unwrap();
         let (root, alice) = (server.log_in("root").await, server.user("alice").await);
         World { server, root, alice }
@@ -458,12 +470,7 @@ async fn reports_are_read_and_put_away() {
 #[tokio::test]
 async fn an_upload_is_put_under_lock_and_key_and_deleted() {
     let dir = tempfile::tempdir().unwrap();
-    let mut config = crate::testing::config();
-    config.data_dir = dir.path().to_owned();
-    let server = Server::new(config);
-    admin::create(&server.app, "root", PASSWORD, true).await.unwrap();
-    let (root, alice) = (server.log_in("root").await, server.user("alice").await);
-    let world = World { server, root, alice };
+    let world = World::with_uploads(dir.path()).await;
     let upload = "/_matrix/media/v3/upload?filename=a.txt";
     let uri = ok(&world.alice.client.send(Method::POST, upload, Body::from("hello")).await)["content_uri"].clone();
     let media_id = uri.as_str().unwrap().rsplit('/').next().unwrap();

@@ -181,12 +181,7 @@ async fn reports_of_users_and_rooms_are_read() {
 #[tokio::test]
 async fn uploads_of_a_room_and_of_a_user() {
     let dir = tempfile::tempdir().unwrap();
-    let mut config = crate::testing::config();
-    config.data_dir = dir.path().to_owned();
-    let server = Server::new(config);
-    admin::create(&server.app, "root", PASSWORD, true).await.unwrap();
-    let (root, alice) = (server.log_in("root").await, server.user("alice").await);
-    let world = World { server, root, alice };
+    let world = World::with_uploads(dir.path()).await;
     let room_id = world.room(&world.alice).await;
     let upload = async |body: &'static str| {
         let answer = world.alice.client.send(Method::POST, "/_matrix/media/v3/upload", Body::from(body)).await;
