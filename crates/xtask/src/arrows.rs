@@ -13,6 +13,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("rooms", &["store", "homeserver", "tokio", "hyper", "axum", "rocksdb"]),
     ("store", &["rooms", "homeserver", "ruma", "hyper", "axum"]),
     ("homeserver", &["skerry", "sim", "updater", "bundle", "xtask"]),
+    ("init", &["tokio", "serde", "rooms", "store", "homeserver", "bundle", "updater"]),
     ("bundle", &["tokio", "rooms", "store", "homeserver", "rocksdb"]),
     ("updater", &["rooms", "store", "homeserver", "rocksdb"]),
     ("skerry", &["sim", "xtask"]),

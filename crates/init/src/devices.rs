@@ -1,0 +1,145 @@
+//! The slot's two partitions: found by their identifiers, on one disk.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use crate::gpt;
+use crate::roothash::RootHash;
+
+const SECTOR_BYTES: u64 = 512;
+
+/// Where the two partitions of a slot are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// The device with the files, such as `/dev/vda2`.
+    pub data: PathBuf,
+    /// The device with the hash tree.
+    pub tree: PathBuf,
+}
+
+/// Both partitions of the slot with this root hash; nothing while one of them is missing. A copy of the slot on a second
+/// disk does no harm: whatever is read is checked against the hash.
+#[must_use]
+pub fn find(sys: &Path, dev: &Path, hash: &RootHash) -> Option<Slot> {
+    let listed = fs::read_dir(sys.join("class/block")).ok()?;
+    let mut disks: Vec<PathBuf> = listed.flatten().map(|entry| entry.path()).filter(|path| is_disk(path)).collect();
+    // The same choice at every boot.
+    disks.sort();
+    disks.iter().find_map(|disk| slot_on(disk, dev, hash))
+}
+
+fn is_disk(entry: &Path) -> bool {
+    entry.join("queue").is_dir() && !entry.join("partition").exists()
+}
+
+/// Looks in the table at the disk's begin, then in the copy at its end, as the kernel does.
+fn slot_on(disk: &Path, dev: &Path, hash: &RootHash) -> Option<Slot> {
+    let block_bytes: u64 = number(&disk.join("queue/logical_block_size"))?;
+    let blocks = number(&disk.join("size"))?.checked_mul(SECTOR_BYTES)?.checked_div(block_bytes)?;
+    let mut device = File::open(dev.join(disk.file_name()?)).ok()?;
+    [1, blocks.checked_sub(1)?].into_iter().find_map(|header| {
+        let entries = gpt::entries(&mut device, block_bytes, header).ok()?;
+        let named = |uuid: &str| {
+            let entry = entries.iter().find(|entry| entry.uuid == uuid)?;
+            let name = partition(disk, entry.number, entry.first_block.checked_mul(block_bytes / SECTOR_BYTES)?)?;
+            Some(dev.join(name))
+        };
+        Some(Slot { data: named(&hash.data_uuid())?, tree: named(&hash.tree_uuid())? })
+    })
+}
+
+/// The name of the partition that the kernel has with this number at this place.
+fn partition(disk: &Path, index: u32, start_sector: u64) -> Option<std::ffi::OsString> {
+    let inside = fs::read_dir(disk).ok()?.flatten();
+    let is_it = |path: &Path| {
+        number(&path.join("partition")) == Some(u64::from(index)) && number(&path.join("start")) == Some(start_sector)
+    };
+    inside.map(|entry| entry.path()).find(|path| is_it(path))?.file_name().map(ToOwned::to_owned)
+}
+
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpt::tests::disk;
+
+    const HEX: &str = "00112233445566778899aabbccddeeff0123456789abcdeffedcba9876543210";
+    const DATA: &str = "00112233-4455-6677-8899-aabbccddeeff";
+    const TREE: &str = "01234567-89ab-cdef-fedc-ba9876543210";
+    const ESP: &str = "11111111-4455-6677-8899-aabbccddeeff";
+
+    struct Machine(tempfile::TempDir);
+
+    impl Machine {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        /// A disk with its table in block `header`, which the kernel has read.
+        fn disk(&self, name: &str, header: usize, parts: &[(&str, u64)]) {
+            let bytes = disk(512, header, parts);
+            let sys = self.0.path().join("class/block").join(name);
+            fs::create_dir_all(sys.join("queue")).unwrap();
+            fs::write(sys.join("queue/logical_block_size"), "512\n").unwrap();
+            fs::write(sys.join("size"), format!("{}\n", if header == 1 { bytes.len() / 512 } else { header + 1 }))
+                .unwrap();
+            fs::write(self.0.path().join(name), bytes).unwrap();
+            for (n, (_, start)) in parts.iter().enumerate() {
+                self.partition(name, n + 1, *start);
+            }
+        }
+
+        fn partition(&self, disk: &str, number: usize, start: u64) {
+            let part = self.0.path().join("class/block").join(disk).join(format!("{disk}{number}"));
+            fs::create_dir_all(&part).unwrap();
+            fs::write(part.join("partition"), format!("{number}\n")).unwrap();
+            fs::write(part.join("start"), format!("{start}\n")).unwrap();
+        }
+
+        fn found(&self) -> Option<(String, String)> {
+            let slot = find(self.0.path(), self.0.path(), &RootHash::from_hex(HEX).unwrap())?;
+            let name = |path: PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
+            Some((name(slot.data), name(slot.tree)))
+        }
+    }
+
+    fn slot(data: &str, tree: &str) -> Option<(String, String)> {
+        Some((data.to_owned(), tree.to_owned()))
+    }
+
+    #[test]
+    fn both_partitions_are_found_and_one_is_not_enough() {
+        let machine = Machine::new();
+        assert_eq!(machine.found(), None);
+        machine.disk("sda", 1, &[(ESP, 10), (DATA, 12)]);
+        assert_eq!(machine.found(), None);
+        machine.disk("vda", 1, &[(ESP, 10), (DATA, 12), (TREE, 14)]);
+        assert_eq!(machine.found(), slot("vda2", "vda3"));
+    }
+
+    #[test]
+    fn a_slot_is_not_put_together_from_two_disks() {
+        let machine = Machine::new();
+        machine.disk("sda", 1, &[(DATA, 12)]);
+        machine.disk("sdb", 1, &[(TREE, 12)]);
+        assert_eq!(machine.found(), None);
+    }
+
+    #[test]
+    fn the_table_at_the_end_stands_in() {
+        let machine = Machine::new();
+        machine.disk("vda", 40, &[(DATA, 12), (TREE, 14)]);
+        assert_eq!(machine.found(), slot("vda1", "vda2"));
+    }
+
+    #[test]
+    fn a_partition_counts_where_the_kernel_has_it() {
+        let machine = Machine::new();
+        machine.disk("vda", 1, &[(DATA, 12), (TREE, 14)]);
+        machine.partition("vda", 2, 15);
+        assert_eq!(machine.found(), None);
+    }
+}

@@ -1,0 +1,119 @@
+//! `skerry-init`: the first process of the appliance. Brings up the verified root and becomes systemd, or says what is wrong
+//! and restarts the machine, so that the boot loader counts a failed try.
+
+use std::convert::Infallible;
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::Duration;
+
+use init::devices::{self, Slot};
+use init::roothash::RootHash;
+use init::verity::{SUPERBLOCK_BYTES, Superblock};
+use init::{Failure, cmdline, dm, modules, switch, watchdog};
+use nix::sys::reboot::{RebootMode, reboot};
+
+/// Written when the image is built: the modules of the initial file system, in order.
+const MODULES: &str = "/modules.list";
+const DEV: &str = "/dev";
+/// Disks of servers can take this long to show up.
+const WAIT_ROUNDS: u32 = 600;
+const ROUND: Duration = Duration::from_millis(50);
+const BEFORE_RESTART: Duration = Duration::from_secs(10);
+
+fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        eprintln!("skerry-init {}: only as the first process of the appliance", env!("CARGO_PKG_VERSION"));
+        return ExitCode::from(2);
+    }
+    // It comes back with a failure only.
+    let Err(failure) = boot();
+    say(2, &format!("this slot does not start: {failure}"));
+    say(2, "the machine restarts in 10 seconds");
+    sleep(BEFORE_RESTART);
+    let Err(cause) = reboot(RebootMode::RB_AUTOBOOT);
+    say(2, &format!("no restart: {cause}"));
+    // The end of the first process is a panic, and a panic restarts, too.
+    ExitCode::FAILURE
+}
+
+fn boot() -> Result<Infallible, Failure> {
+    switch::mount_kernel()?;
+    restart_after_panic();
+    load_modules();
+    if let Err(why) = watchdog::arm(Path::new("/dev/watchdog")) {
+        say(6, &format!("no watchdog: {why}"));
+    }
+    let line = fs::read_to_string("/proc/cmdline").map_err(|cause| Failure(format!("/proc/cmdline: {cause}")))?;
+    let hash = cmdline::root_hash(&line)?;
+    let slot = wait_for_slot(&hash)?;
+    say(6, &format!("root {} with {}", slot.data.display(), slot.tree.display()));
+    let target = superblock(&slot.tree)?.target(&slot, &hash);
+    let device = dm::create("root", &target, Path::new(DEV))?;
+    wait_for(|| device.exists().then_some(()))
+        .ok_or_else(|| Failure(format!("{} does not show up", device.display())))?;
+    switch::mount_root(&device)?;
+    say(6, "the root is verified, systemd starts");
+    switch::change_over()
+}
+
+/// A panic that waits for somebody to come is no panic that falls back. The command line may have set another time.
+fn restart_after_panic() {
+    const PANIC: &str = "/proc/sys/kernel/panic";
+    if fs::read_to_string(PANIC).is_ok_and(|seconds| seconds.trim() == "0") {
+        let _ = fs::write(PANIC, "10");
+    }
+}
+
+fn load_modules() {
+    let list = match fs::read_to_string(MODULES) {
+        Ok(list) => list,
+        Err(cause) => return say(4, &format!("{MODULES}: {cause}")),
+    };
+    for module in modules::list(&list) {
+        if let Err(why) = module.load() {
+            say(4, &why);
+        }
+    }
+}
+
+fn wait_for_slot(hash: &RootHash) -> Result<Slot, Failure> {
+    let (sys, dev) = (Path::new("/sys"), Path::new(DEV));
+    let ready = || devices::find(sys, dev, hash).filter(|slot| slot.data.exists() && slot.tree.exists());
+    wait_for(ready).ok_or_else(|| {
+        let (data, tree) = (hash.data_uuid(), hash.tree_uuid());
+        Failure(format!("no disk has the partitions {data} and {tree} of this slot"))
+    })
+}
+
+/// Asks until there is an answer, for half a minute.
+fn wait_for<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    for _ in 0..WAIT_ROUNDS {
+        if let Some(answer) = ask() {
+            return Some(answer);
+        }
+        sleep(ROUND);
+    }
+    None
+}
+
+fn superblock(tree: &Path) -> Result<Superblock, Failure> {
+    let mut bytes = [0; SUPERBLOCK_BYTES];
+    let read = File::open(tree).and_then(|mut device| device.read_exact(&mut bytes));
+    read.map_err(|cause| Failure(format!("reading {}: {cause}", tree.display())))?;
+    Superblock::parse(&bytes)
+}
+
+/// A line in the kernel's log, which stays readable after the change of root; on the console when there is no such log.
+/// Levels are the kernel's: 2 critical, 4 warning, 6 information.
+fn say(level: u8, text: &str) {
+    let logged = File::options()
+        .write(true)
+        .open("/dev/kmsg")
+        .and_then(|mut log| log.write_all(format!("<{level}>skerry-init: {text}\n").as_bytes()));
+    if logged.is_err() {
+        eprintln!("skerry-init: {text}");
+    }
+}

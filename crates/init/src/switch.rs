@@ -1,0 +1,66 @@
+//! Mounting what the first seconds need, and changing over to the verified root.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::fs;
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
+use nix::unistd::{chdir, chroot, execv};
+
+use crate::{Failure, doing};
+
+/// Where the verified root is before it becomes `/`.
+pub const SYSROOT: &str = "/sysroot";
+/// What is started there. There is no other choice.
+pub const SYSTEMD: &str = "/usr/lib/systemd/systemd";
+
+const STRICT: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC).union(MsFlags::MS_NODEV);
+
+/// The kernel's own file systems: where, which, how.
+const KERNEL: &[(&str, &str, MsFlags, Option<&str>)] = &[
+    ("/proc", "proc", STRICT, None),
+    ("/sys", "sysfs", STRICT, None),
+    ("/dev", "devtmpfs", MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC), Some("mode=0755")),
+    ("/run", "tmpfs", STRICT, Some("mode=0755")),
+];
+
+/// Mounts `/proc`, `/sys`, `/dev` and `/run`.
+///
+/// # Errors
+/// When the kernel has one of them not.
+pub fn mount_kernel() -> Result<(), Failure> {
+    for (path, kind, flags, options) in KERNEL {
+        fs::create_dir_all(path).map_err(doing(*path))?;
+        mount(Some(*kind), *path, Some(*kind), *flags, *options).map_err(doing(format!("mounting {path}")))?;
+    }
+    Ok(())
+}
+
+/// Mounts the verified device, read-only.
+///
+/// # Errors
+/// When there is no erofs on it.
+pub fn mount_root(device: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(SYSROOT).map_err(doing(SYSROOT))?;
+    mount(Some(device), SYSROOT, Some("erofs"), MsFlags::MS_RDONLY, None::<&str>)
+        .map_err(doing(format!("mounting {}", device.display())))
+}
+
+/// Makes the verified root `/`, and becomes systemd.
+///
+/// # Errors
+/// When the root lacks a folder to move to, or systemd.
+pub fn change_over() -> Result<Infallible, Failure> {
+    for (path, ..) in KERNEL {
+        let to = format!("{SYSROOT}{path}");
+        mount(Some(*path), to.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+            .map_err(doing(format!("moving {path} to {to}")))?;
+    }
+    chdir(SYSROOT).map_err(doing(SYSROOT))?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(doing("moving the root"))?;
+    chroot(".").map_err(doing("changing the root"))?;
+    chdir("/").map_err(doing("/"))?;
+    let systemd = CString::new(SYSTEMD).map_err(doing(SYSTEMD))?;
+    execv(&systemd, &[&systemd]).map_err(doing(SYSTEMD))
+}
