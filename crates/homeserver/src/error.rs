@@ -204,6 +204,13 @@ impl Error {
             .with("max_delay_ms", max_delay_ms)
     }
 
+    /// Somebody else changed what this request was about.
+    pub fn concurrent_write() -> Self {
+        let message = "It was changed since it was read";
+        Self::new(StatusCode::PRECONDITION_FAILED, ErrorCode::Unknown, message)
+            .with("org.matrix.msc4108.errcode", "M_CONCURRENT_WRITE")
+    }
+
     pub fn too_large(message: impl Into<Text>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::TooLarge, message)
     }

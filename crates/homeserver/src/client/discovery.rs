@@ -36,6 +36,9 @@ async fn versions(ctx: RawCtx) -> Result<Response> {
     if ctx.app.config.calls.livekit_url.is_some() {
         features.insert("org.matrix.msc4143".to_owned(), Value::Bool(true));
     }
+    if ctx.app.auth.oauth.site().is_ok() {
+        features.insert("org.matrix.msc4108".to_owned(), Value::Bool(true));
+    }
     Ok(document(json!({ "versions": VERSIONS, "unstable_features": features })))
 }
 

@@ -336,7 +336,8 @@ fn preflight() -> Response {
 
 fn add_cors(headers: &mut HeaderMap) {
     const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, OPTIONS");
-    const HEADERS: HeaderValue = HeaderValue::from_static("X-Requested-With, Content-Type, Authorization, If-Match");
+    const HEADERS: HeaderValue =
+        HeaderValue::from_static("X-Requested-With, Content-Type, Authorization, If-Match, If-None-Match");
     const EXPOSED: HeaderValue = HeaderValue::from_static("ETag, Retry-After, X-Request-Id");
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);

@@ -8,6 +8,7 @@ pub mod browser;
 pub mod clients;
 mod expiring;
 pub mod grants;
+pub mod rendezvous;
 pub mod scope;
 
 use std::borrow::Cow;
@@ -27,6 +28,7 @@ pub struct Oauth {
     pub grants: grants::Grants,
     pub browsers: browser::Browsers,
     pub resets: browser::Resets,
+    pub points: rendezvous::Points,
     site: Option<Site>,
 }
 
@@ -36,6 +38,7 @@ impl Oauth {
             grants: grants::Grants::new(rng),
             browsers: browser::Browsers::new(rng),
             resets: browser::Resets::default(),
+            points: rendezvous::Points::default(),
             site: Site::of(config),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! - `metadata.rs`, `registration.rs`, `token.rs`: what clients ask.
 //! - `authorize.rs`, `link.rs`, `sso.rs`: a user lets a client in; `login.rs`: who the user is; `account.rs`: what they may do else.
+//! - `rendezvous.rs`: two devices meet to log one of them in by the other.
 //! - `page.rs`: HTML, cookies; `fields.rs`: forms and queries.
 //!
 //! Who may have what is decided in `auth/oauth`. While the settings do not ask for it, all of this is not there.
@@ -14,6 +15,7 @@ mod login;
 mod metadata;
 mod page;
 mod registration;
+mod rendezvous;
 mod sso;
 #[cfg(test)]
 mod tests;
@@ -61,6 +63,14 @@ pub fn routes() -> Routes {
         .raw(Method::POST, &["/oauth2/register"], login::register)
         .limit(Class::Register)
         .raw(Method::POST, &["/oauth2/logout"], login::log_out)
+        .limit(Class::Other)
+        .raw(Method::POST, &[rendezvous::PATH], rendezvous::open)
+        .limit(Class::Login)
+        .raw(Method::GET, &[rendezvous::POINT], rendezvous::read)
+        .limit(Class::Other)
+        .raw(Method::PUT, &[rendezvous::POINT], rendezvous::write)
+        .limit(Class::Other)
+        .raw(Method::DELETE, &[rendezvous::POINT], rendezvous::close)
         .limit(Class::Other)
         .raw(Method::GET, &["/oauth2/style.css"], page::style)
         .raw(Method::GET, &["/account"], account::show)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
-use http::{Method, header};
+use http::{HeaderName, Method, header};
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 use store::Read as _;
@@ -35,6 +35,86 @@ fn server_with(mode: RegistrationMode) -> Server {
     config.registration.mode = mode;
     config.registration.tokens = vec!["welcome".to_owned()];
     Server::new(config)
+}
+
+const MEETING: &str = "/_matrix/client/unstable/org.matrix.msc4108/rendezvous";
+
+/// One step at a meeting point: with an entity tag in a header, and a text if there is one.
+async fn meet(server: &Server, method: Method, path: &str, tag: Option<(HeaderName, &str)>, text: &str) -> Answer {
+    let mut request = Request::new(Body::from(text.to_owned()));
+    *request.method_mut() = method;
+    *request.uri_mut() = path.parse().unwrap();
+    request.headers_mut().insert(header::CONTENT_TYPE, "text/plain".parse().unwrap());
+    if let Some((name, tag)) = tag {
+        request.headers_mut().insert(name, tag.parse().unwrap());
+    }
+    server.client.request(request).await
+}
+
+#[tokio::test]
+async fn two_devices_meet_and_neither_overwrites_what_it_has_not_seen() {
+    let server = server();
+    let versions = server.client.get("/_matrix/client/versions").await.json();
+    assert_eq!(versions["unstable_features"]["org.matrix.msc4108"], true);
+    let opened = meet(&server, Method::POST, MEETING, None, "").await;
+    assert_eq!(opened.status, 201, "{}", opened.json());
+    let url = opened.json()["url"].as_str().unwrap().to_owned();
+    let point = url.strip_prefix(BASE).unwrap();
+    let tag = |answer: &Answer| answer.headers[header::ETAG].to_str().unwrap().to_owned();
+    let first = tag(&opened);
+
+    let read = meet(&server, Method::GET, point, None, "").await;
+    assert_eq!((read.status.as_u16(), &read.body[..], tag(&read)), (200, &b""[..], first.clone()));
+    let unchanged = meet(&server, Method::GET, point, Some((header::IF_NONE_MATCH, &first)), "").await;
+    assert_eq!((unchanged.status.as_u16(), tag(&unchanged)), (304, first.clone()));
+
+    let written = meet(&server, Method::PUT, point, Some((header::IF_MATCH, &first)), "hello").await;
+    let second = tag(&written);
+    assert_eq!(written.status, 202);
+    let late = meet(&server, Method::PUT, point, Some((header::IF_MATCH, &first)), "me first").await;
+    assert_eq!((late.status.as_u16(), tag(&late)), (412, second.clone()));
+    assert_eq!(late.json()["org.matrix.msc4108.errcode"], "M_CONCURRENT_WRITE");
+    let read = meet(&server, Method::GET, point, Some((header::IF_NONE_MATCH, &first)), "").await;
+    assert_eq!(&read.body[..], b"hello");
+    assert_eq!(read.headers[header::CONTENT_TYPE], "text/plain");
+    for name in [header::EXPIRES, header::LAST_MODIFIED] {
+        assert!(read.headers[&name].to_str().unwrap().ends_with(" GMT"), "{name}");
+    }
+    assert_eq!(read.headers[header::CACHE_CONTROL], "no-store");
+
+    let unseen = meet(&server, Method::PUT, point, None, "x").await;
+    assert_eq!((unseen.status.as_u16(), unseen.errcode().as_str()), (400, "M_MISSING_PARAM"));
+    let long = meet(&server, Method::PUT, point, Some((header::IF_MATCH, &second)), &"x".repeat(4_097)).await;
+    assert_eq!((long.status.as_u16(), long.errcode().as_str()), (413, "M_TOO_LARGE"));
+
+    assert_eq!(meet(&server, Method::DELETE, point, None, "").await.status, 204);
+    for method in [Method::GET, Method::PUT, Method::DELETE] {
+        let gone = meet(&server, method, point, Some((header::IF_MATCH, &second)), "x").await;
+        assert_eq!((gone.status.as_u16(), gone.errcode().as_str()), (404, "M_NOT_FOUND"));
+    }
+}
+
+#[tokio::test]
+async fn meeting_points_end_and_are_no_more_than_so_many() {
+    let server = server();
+    let opened = meet(&server, Method::POST, MEETING, None, "x").await;
+    let url = opened.json()["url"].as_str().unwrap().to_owned();
+    let point = url.strip_prefix(BASE).unwrap();
+    let mut opened = 1;
+    while meet(&server, Method::POST, MEETING, None, "x").await.status == 201 {
+        opened += 1;
+    }
+    assert_eq!(opened, 32, "those of one address");
+    assert_eq!(meet(&server, Method::GET, point, None, "").await.status, 200);
+    server.app.clock.advance(Duration::from_secs(10 * 60));
+    assert_eq!(meet(&server, Method::GET, point, None, "").await.status, 404);
+    assert_eq!(meet(&server, Method::POST, MEETING, None, "x").await.status, 201);
+
+    // Who cannot log in by OAuth has no use for them.
+    let without = Server::new(config());
+    assert_eq!(meet(&without, Method::POST, MEETING, None, "").await.errcode(), "M_UNRECOGNIZED");
+    let versions = without.client.get("/_matrix/client/versions").await.json();
+    assert!(versions["unstable_features"].get("org.matrix.msc4108").is_none());
 }
 
 fn challenge(verifier: &str) -> String {

@@ -1,9 +1,11 @@
 //! What people do with a client that is made of matrix-rust-sdk and its UI crate: room lists by sliding sync, a second
 //! sync for encryption, notifications, recovery.
 //!
-//! Lives here: the scenarios, each with a server of its own. Not here: the person at the client (`person`), the server
-//! under test (`server`).
+//! Lives here: the scenarios, each with a server of its own; those of logging in by OAuth are in `oauth`. Not here: the
+//! person at the client (`person`) and at a browser (`browser`), the server under test (`server`).
 
+mod browser;
+mod oauth;
 mod person;
 mod server;
 

@@ -13,7 +13,6 @@ use matrix_sdk::ruma::api::client::room::create_room::v3::{Request as NewRoom, R
 use matrix_sdk::ruma::api::client::uiaa::{AuthData, Dummy};
 use matrix_sdk::ruma::events::room::message::RoomMessageEventContent;
 use matrix_sdk::ruma::{OwnedEventId, OwnedRoomId, RoomId, UserId};
-use matrix_sdk::sliding_sync::VersionBuilder;
 use matrix_sdk::{Client, Room, RoomState};
 use matrix_sdk_ui::room_list_service::filters::new_filter_non_left;
 use matrix_sdk_ui::room_list_service::{RoomList, RoomListDynamicEntriesController, RoomListItem};
@@ -22,7 +21,7 @@ use matrix_sdk_ui::timeline::{EventTimelineItem, RoomExt as _, Timeline};
 
 use crate::server::Server;
 
-const PASSWORD: &str = "correct horse battery staple";
+pub const PASSWORD: &str = "correct horse battery staple";
 /// Much is computed, and the machine may be busy.
 const WAIT: Duration = Duration::from_secs(90);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -39,6 +38,16 @@ pub async fn until<T>(what: &str, mut find: impl AsyncFnMut() -> Option<T>) -> T
     panic!("waited {WAIT:?} in vain for {what}");
 }
 
+/// A client as the apps make it: cross-signing and a backup by themselves, tokens refreshed when they end.
+pub async fn app(server: &Server) -> Client {
+    let settings = EncryptionSettings {
+        auto_enable_cross_signing: true,
+        backup_download_strategy: BackupDownloadStrategy::AfterDecryptionFailure,
+        auto_enable_backups: true,
+    };
+    server.client().with_encryption_settings(settings).handle_refresh_tokens().build().await.unwrap()
+}
+
 pub struct Person {
     name: String,
     pub client: Client,
@@ -48,7 +57,7 @@ pub struct Person {
 impl Person {
     /// A new account, syncing. Each scenario has its own server, so names need not differ between them.
     pub async fn registered(server: &Server, name: &str) -> Self {
-        let client = Client::builder().homeserver_url(&server.url).build().await.unwrap();
+        let client = server.client().build().await.unwrap();
         let mut request = Registration::new();
         request.username = Some(name.to_owned());
         request.password = Some(PASSWORD.to_owned());
@@ -63,20 +72,14 @@ impl Person {
         Self::logged_in(server, &self.name).await
     }
 
-    /// As the apps do it: cross-signing and a backup by themselves, two syncs that survive being offline.
     async fn logged_in(server: &Server, name: &str) -> Self {
-        let client = Client::builder()
-            .homeserver_url(&server.url)
-            .sliding_sync_version_builder(VersionBuilder::DiscoverNative)
-            .with_encryption_settings(EncryptionSettings {
-                auto_enable_cross_signing: true,
-                backup_download_strategy: BackupDownloadStrategy::AfterDecryptionFailure,
-                auto_enable_backups: true,
-            })
-            .build()
-            .await
-            .unwrap();
+        let client = app(server).await;
         client.matrix_auth().login_username(name, PASSWORD).initial_device_display_name("tests").await.unwrap();
+        Self::at(client, name).await
+    }
+
+    /// At a client that is logged in. Two syncs that survive being offline.
+    pub async fn at(client: Client, name: &str) -> Self {
         client.encryption().wait_for_e2ee_initialization_tasks().await;
         let sync = SyncService::builder(client.clone()).with_offline_mode().build().await.unwrap();
         sync.start().await;
