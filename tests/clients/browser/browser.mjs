@@ -1,5 +1,7 @@
 // Chromium without a window, and what goes out of it. Addresses that are not this machine's lead to a proxy that takes
 // note and hangs up: so nothing is missed, be it asked for by a page, a worker or the browser itself.
+//
+// TEST_BROWSER is the browser, if it is not Debian's.
 
 import assert from "node:assert/strict";
 import { createServer } from "node:net";

@@ -1,30 +1,20 @@
 // The web client on board, in a browser: what a person sees who opens the server's address, and that nothing on that
 // page asks anybody but the server. The other side of the conversation is matrix-js-sdk.
 //
-// TEST_SERVER is the server's binary, TEST_WEB_CLIENT the folder of the client, TEST_PICTURES where pictures go, and
-// TEST_BROWSER the browser, if it is not Debian's.
+// TEST_SERVER is the server's binary, TEST_WEB_CLIENT the folder of the client.
 
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
-import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
 
 import { confidants } from "../js-sdk/confidant.mjs";
-import { PASSWORD, freshName, until } from "../js-sdk/person.mjs";
-import { Server } from "../js-sdk/server.mjs";
+import { PASSWORD, until } from "../js-sdk/person.mjs";
 import { Browser, PATIENCE_MS } from "./browser.mjs";
-
-const settings = `
-[web]
-dir = "${process.env.TEST_WEB_CLIENT}"
-
-[well_known]
-client_base_url = "http://127.0.0.1:{port}"
-`;
+import { account, picture, published, says, serverWith } from "./harbour.mjs";
 
 let server, browser;
 before(async () => {
-    server = await Server.started(settings);
+    server = await serverWith(process.env.TEST_WEB_CLIENT);
     browser = await Browser.started(server.url);
 });
 after(async () => {
@@ -35,9 +25,8 @@ after(async () => {
 describe("Hydrogen in Chromium", { timeout: 300_000 }, () => {
     it("holds an encrypted conversation and finds it again after a reload", async (t) => {
         const [bob] = await confidants(t, server, "bob");
-        const published = async () => (await bob.client.downloadKeysForUsers([bob.id])).device_keys[bob.id]?.[bob.deviceId];
-        await until(published, "bob's keys on the server", PATIENCE_MS);
-        const alice = await account("alice");
+        await published(bob);
+        const alice = await account(server, "alice");
         const page = await browser.page();
         t.after(() => page.screenshot({ path: picture("last.png") }));
 
@@ -105,27 +94,7 @@ describe("Hydrogen in Chromium", { timeout: 300_000 }, () => {
     });
 });
 
-// A new account without a device.
-async function account(stem) {
-    const username = freshName(stem);
-    const body = { username, password: PASSWORD, auth: { type: "m.login.dummy" }, inhibit_login: true };
-    const url = `${server.url}/_matrix/client/v3/register`;
-    const answer = await fetch(url, { method: "POST", body: JSON.stringify(body) });
-    assert.equal(answer.status, 200, await answer.text());
-    return username;
-}
-
 async function chooseFile(page) {
     await page.getByTitle("Pick attachment").click();
     await page.locator(".menu").getByRole("button", { name: "Send file" }).click();
-}
-
-function says(text) {
-    return (event) => event.getContent().body === text;
-}
-
-function picture(name) {
-    const path = join(process.env.TEST_PICTURES, name);
-    console.log(`picture: ${path}`);
-    return path;
 }
