@@ -54,6 +54,8 @@ fn boot() -> Result<Infallible, Failure> {
     let device = dm::create("root", &target, Path::new(DEV))?;
     wait_for(|| device.exists().then_some(()))
         .ok_or_else(|| Failure(format!("{} does not show up", device.display())))?;
+    // Where other programs look for it. No udev rule makes this name for a device without udev's own data.
+    let _ = std::os::unix::fs::symlink(&device, "/dev/mapper/root");
     switch::mount_root(&device)?;
     say(6, "the root is verified, systemd starts");
     switch::change_over()

@@ -4,17 +4,18 @@
 
 use anyhow::{Result, bail};
 
-use crate::{arrows, clients, docs, needs, policy, run};
+use crate::{arrows, clients, docs, needs, policy, run, units};
 
 type Step = fn() -> Result<()>;
 
 pub(crate) fn ci() -> Result<()> {
-    let steps: [(&str, Step); 7] = [
+    let steps: [(&str, Step); 8] = [
         ("system packages", needs::build),
         ("format", format),
         ("crate arrows", arrows::check),
         ("third-party rules", policy::check),
         ("advisories", policy::advisories),
+        ("units of the appliance", units::check),
         ("clippy", clippy),
         ("generated documents", docs::check),
     ];

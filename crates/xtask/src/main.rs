@@ -22,6 +22,7 @@ mod selfcheck;
 mod source;
 mod suites;
 mod tested;
+mod units;
 mod web;
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ usage: cargo xtask <verb>
   web [FOLDER]              make the web client, to be served by `[web] dir`
   fuzz TARGET [--minutes N] feed a parser odd bytes (N = 10), then keep what reaches new code; no TARGET: a list
   bench [ARGS]              criterion benchmarks; ARGS go to cargo bench
+  units                     judge the appliance's units and packet filter with systemd's and nft's own eyes
   docs                      write the generated documents from the code
 
 environment: CARGO_TARGET_DIR is respected; XDG_CACHE_HOME/skerry keeps the client suites' packages.
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         "web" => web::verb(rest),
         "fuzz" => fuzz::verb(rest),
         "bench" => suites::bench(rest),
+        "units" => units::check(),
         "docs" => docs::write(),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");

@@ -34,9 +34,19 @@ const JAVASCRIPT: Need = Need {
 
 const BROWSER: Need = Need { packages: &["chromium"], present: || answers("chromium", &["--version"]) };
 
+const UNITS: &[Need] = &[
+    Need { packages: &["systemd"], present: || answers("systemd-analyze", &["--version"]) },
+    Need { packages: &["nftables"], present: || answers("nft", &["--version"]) },
+];
+
 /// Compilers and RocksDB's bindings.
 pub(crate) fn build() -> Result<()> {
     meet(BUILD)
+}
+
+/// What judges the units and the packet filter of the appliance.
+pub(crate) fn units() -> Result<()> {
+    meet(UNITS)
 }
 
 /// The real clients' languages.
