@@ -16,7 +16,7 @@
 //! out partitions. What is wrong is a [`Refusal`], whose text is for the officer who stands before the box.
 //!
 //! Not here: slots, boot entries and journals (the updater), files and progress bars (the binary).
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+#![cfg_attr(any(test, feature = "testing"), allow(clippy::unwrap_used, clippy::panic))]
 
 #[cfg(test)]
 mod attacks;
@@ -24,13 +24,16 @@ mod build;
 mod chunks;
 mod digest;
 mod format;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 pub mod limits;
 mod manifest;
 mod read;
 mod refusal;
 mod rewrite;
 mod sign;
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "the fuzzer needs only some of it"))]
 mod testing;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! Inputs for tests: bytes from a seed, keys from a number, a release of two small images.
+//! Inputs for tests and the fuzzer: bytes from a seed, keys from a number, a release of two small images.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
@@ -71,6 +71,10 @@ pub(crate) fn parts(arch: Arch, release: u64) -> [Vec<u8>; 3] {
 
 /// A release for both machines, not signed yet.
 pub(crate) fn unsigned(release: u64) -> Vec<u8> {
+    unsigned_of(release, parts)
+}
+
+fn unsigned_of(release: u64, parts: impl Fn(Arch, u64) -> [Vec<u8>; 3]) -> Vec<u8> {
     let source = |arch: Arch| {
         let [root, verity, kernel] =
             parts(arch, release).map(|bytes| Box::new(Cursor::new(bytes)) as Box<dyn std::io::Read>);
@@ -105,7 +109,11 @@ pub(crate) fn with(bundle: &[u8], keep: &Keep, change: impl FnOnce(&mut Envelope
 
 /// A release signed by two.
 pub(crate) fn release(number: u64) -> Vec<u8> {
-    signed(&unsigned(number), &[11, 12])
+    release_of(number, parts)
+}
+
+pub(crate) fn release_of(number: u64, parts: impl Fn(Arch, u64) -> [Vec<u8>; 3]) -> Vec<u8> {
+    signed(&unsigned_of(number, parts), &[11, 12])
 }
 
 pub(crate) fn signed(bundle: &[u8], by: &[u8]) -> Vec<u8> {

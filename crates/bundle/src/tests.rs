@@ -36,6 +36,20 @@ fn what_goes_in_comes_out() {
     assert_eq!(bundle.signers().len(), 2);
 }
 
+/// What nobody but its makers can do: everything is as it was signed, and yet does not make the image.
+#[test]
+fn a_mistake_of_its_makers_is_found_when_it_is_rehearsed() {
+    let mut file = unsigned(2);
+    let unjudged = |file: &[u8]| Bundle::open(Cursor::new(file.to_vec())).unwrap().unjudged().unwrap();
+    unjudged(&file).rehearse().unwrap();
+    let root = unjudged(&file).manifest().images[&Arch::X86_64].root.sha256.to_string();
+    let at = file.windows(root.len()).position(|window| window == root.as_bytes()).unwrap();
+    file[at..at + root.len()].copy_from_slice(Digest::of(b"other").to_string().as_bytes());
+    unjudged(&file).verify(|_| {}).unwrap();
+    let found = unjudged(&file).rehearse();
+    assert!(matches!(&found, Err(Refusal::Damaged { what }) if what.contains("root image")), "{found:?}");
+}
+
 #[test]
 fn the_same_inputs_make_the_same_file() {
     assert_eq!(unsigned(2), unsigned(2));
@@ -56,6 +70,7 @@ fn a_thin_bundle_needs_the_release_that_it_was_made_from() {
 
     let mut bundle = judged(&thin);
     assert!(bundle.verify(|_| {}).unwrap().elsewhere > 0);
+    bundle.rehearse().unwrap();
     assert!(bundle.missing(Arch::X86_64, &NoSlot).unwrap().iter().any(|missing| missing.part == PartName::Root));
     let mut slot = Slot(old);
     assert!(bundle.missing(Arch::X86_64, &slot).unwrap().is_empty());

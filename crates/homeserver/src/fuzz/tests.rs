@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::io::Cursor;
-use std::path::{Path, PathBuf};
 
 use http::Method;
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
@@ -14,46 +13,17 @@ use crate::api;
 #[path = "../../tests/bad_input/examples.rs"]
 mod examples;
 
+#[path = "../../../../tests/fuzz/kept.rs"]
+mod kept;
+
 /// What the examples log in with.
 const PASSWORD: &str = crate::testing::PASSWORD;
-
-fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz")
-}
-
-/// The inputs in a pack: each after a line with its length.
-fn unpack(mut pack: &[u8]) -> Vec<&[u8]> {
-    let mut inputs = Vec::new();
-    while !pack.is_empty() {
-        let end = pack.iter().position(|byte| *byte == b'\n').unwrap();
-        let length: usize = std::str::from_utf8(&pack[..end]).unwrap().parse().unwrap();
-        inputs.push(&pack[end + 1..end + 1 + length]);
-        pack = pack[end + 1 + length..].strip_prefix(b"\n").unwrap();
-    }
-    inputs
-}
-
-/// Runs what was kept of a target, and what once went wrong.
-fn replay(target: &str) {
-    let mut count = 0;
-    for name in [format!("corpus/{target}.pack"), format!("found/{target}.pack")] {
-        let path = folder().join(&name);
-        let pack = std::fs::read(&path).unwrap_or_default();
-        for input in unpack(&pack) {
-            // What is printed last is what it was if the process ends.
-            println!("{name}: {:?}", String::from_utf8_lossy(&input[..input.len().min(300)]));
-            run(target, input);
-            count += 1;
-        }
-    }
-    assert!(count >= 5, "only {count} inputs of {target}");
-}
 
 macro_rules! replays {
     ($($target:ident)*) => {
         $(#[test]
         fn $target() {
-            replay(stringify!($target));
+            kept::replay(stringify!($target), |input| run(stringify!($target), input));
         })*
 
         #[test]
@@ -83,27 +53,9 @@ fn good_inputs_are_where_the_fuzzer_starts() {
         }
     }
     assert!(seeds[4].1.len() > 150, "only {} requests", seeds[4].1.len());
-    // `cargo xtask fuzz` asks for them.
-    let Some(folder) = std::env::var_os("FUZZ_SEEDS") else { return };
     for (target, inputs) in seeds {
-        let folder = Path::new(&folder).join(target);
-        std::fs::create_dir_all(&folder).unwrap();
-        for (nr, input) in inputs.iter().enumerate() {
-            std::fs::write(folder.join(format!("seed-{nr}")), input).unwrap();
-        }
-        std::fs::write(folder.with_extension("dict"), dictionary(&inputs)).unwrap();
+        kept::offer(target, &inputs);
     }
-}
-
-/// The words that the inputs are made of, as the fuzzer reads them: it cannot guess a name from how it is compared.
-fn dictionary(inputs: &[Vec<u8>]) -> String {
-    let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.-@#!$*{}".contains(byte);
-    let words = inputs.iter().flat_map(|input| input.split(move |byte| !is_word(byte)));
-    let words: BTreeSet<&[u8]> = words.filter(|word| (2..40).contains(&word.len())).collect();
-    let marks =
-        [r#"\":{"#, r#"\":["#, r#"\":\""#, r#"\":null"#, r#"\":-1"#, r#",{\""#, r"\x0a%%\x0a", "%00", r"\\u0000"];
-    let words = words.into_iter().map(|word| String::from_utf8_lossy(word).into_owned());
-    words.chain(marks.map(str::to_owned)).map(|word| format!("\"{word}\"\n")).collect()
 }
 
 // ---- requests ----------------------------------------------------------------------------------------------------

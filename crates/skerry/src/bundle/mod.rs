@@ -195,6 +195,7 @@ fn create(args: CreateArgs) -> Result<()> {
     };
     let mut spool = tempfile::tempfile_in(args.out.parent().unwrap_or(Path::new(".")))?;
     let manifest = whole(&args.out, |out| bundle::build(inputs, &mut spool, out))?;
+    Bundle::open(BufReader::new(File::open(&args.out)?))?.unjudged()?.rehearse()?;
     print!("{}", show::manifest(&manifest));
     println!("{}: not signed yet", args.out.display());
     Ok(())
