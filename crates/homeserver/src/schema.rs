@@ -1304,20 +1304,35 @@ pub struct KeyCounts {
     pub one_time: BTreeMap<String, u32>,
     /// The algorithms whose fallback key nobody was given yet.
     pub unused_fallback: BTreeSet<String>,
+    /// The place (upload and index) of the one-time key that was given out last, by algorithm: no key is left up to
+    /// there, so that nobody has to look past all that were deleted.
+    pub given_out: BTreeMap<String, (Pos, u16)>,
+    /// How many claimed keys are remembered; `None` if nobody has counted them yet.
+    pub claimed: Option<u32>,
 }
 
 impl Value for KeyCounts {
     fn encode(&self, out: &mut ValueBuf) {
-        out.u8(1);
+        // These are places of keys that others can claim: none is of the commit that this is part of.
+        let given_out: BTreeMap<&str, (u64, u16)> =
+            self.given_out.iter().map(|(algorithm, (at, index))| (algorithm.as_str(), (at.0, *index))).collect();
+        out.u8(2);
         out.pos(self.changed);
-        out.postcard(&(&self.one_time, &self.unused_fallback));
+        out.postcard(&(&self.one_time, &self.unused_fallback, given_out, self.claimed));
     }
     fn decode(raw: Raw<'_>) -> Result<Self, Corrupt> {
         let mut r = raw.reader();
-        format_one(r.u8()?)?;
+        let version = r.u8()?;
         let changed = r.pos()?;
-        let (one_time, unused_fallback) = r.postcard()?;
-        Ok(KeyCounts { changed, one_time, unused_fallback })
+        if version == 1 {
+            let (one_time, unused_fallback) = r.postcard()?;
+            return Ok(KeyCounts { changed, one_time, unused_fallback, ..KeyCounts::default() });
+        }
+        format_two(version)?;
+        type Fields = (BTreeMap<String, u32>, BTreeSet<String>, BTreeMap<String, (u64, u16)>, Option<u32>);
+        let (one_time, unused_fallback, given_out, claimed): Fields = r.postcard()?;
+        let given_out = given_out.into_iter().map(|(algorithm, (at, index))| (algorithm, (Pos(at), index))).collect();
+        Ok(KeyCounts { changed, one_time, unused_fallback, given_out, claimed })
     }
 }
 
@@ -1457,6 +1472,11 @@ fn format_one(version: u8) -> Result<(), Corrupt> {
     if version == 1 { Ok(()) } else { Err(Corrupt::new("an unknown format version")) }
 }
 
+/// The only format besides the first one.
+fn format_two(version: u8) -> Result<(), Corrupt> {
+    if version == 2 { Ok(()) } else { Err(Corrupt::new("an unknown format version")) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1507,6 +1527,24 @@ mod tests {
         let mut bytes = ValueBuf::default();
         new.encode(&mut bytes);
         assert_eq!(OneTimeKeyId::decode(Raw::Borrowed(bytes.as_bytes())).unwrap(), new);
+    }
+
+    #[test]
+    fn key_counts_of_the_first_format_are_read() {
+        let one_time = BTreeMap::from([("signed_curve25519".to_owned(), 50)]);
+        let unused_fallback = BTreeSet::from(["signed_curve25519".to_owned()]);
+        let mut old = ValueBuf::default();
+        old.u8(1);
+        old.pos(Pos(9));
+        old.postcard(&(&one_time, &unused_fallback));
+        let read = KeyCounts::decode(Raw::Borrowed(old.as_bytes())).unwrap();
+        let counts = KeyCounts { changed: Pos(9), one_time, unused_fallback, ..KeyCounts::default() };
+        assert_eq!(read, counts);
+        let given_out = BTreeMap::from([("signed_curve25519".to_owned(), (Pos(7), 3))]);
+        let new = KeyCounts { given_out, claimed: Some(12), ..counts };
+        let mut bytes = ValueBuf::default();
+        new.encode(&mut bytes);
+        assert_eq!(KeyCounts::decode(Raw::Borrowed(bytes.as_bytes())).unwrap(), new);
     }
 
     #[test]

@@ -348,12 +348,13 @@ mod tests {
 
     #[tokio::test]
     async fn keys_that_were_claimed_long_ago_are_forgotten() {
-        use crate::schema::{ONE_TIME_KEY_IDS, OneTimeKeyId};
+        use crate::schema::{KEY_COUNTS, KeyCounts, ONE_TIME_KEY_IDS, OneTimeKeyId};
         use store::{Pos, Read as _};
         let server = Server::default();
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
         upload(&alice, json!({ "one_time_keys": one_time_keys([9_001]) })).await;
         let device = (alice.user_id.as_str(), alice.device_id.as_str());
+        let counts = || server.app.store.snapshot().get(&KEY_COUNTS, device).unwrap().unwrap();
         for chunk in (0..6_000u64).collect::<Vec<_>>().chunks(1_000) {
             let mut batch = store::Batch::new();
             for nr in chunk {
@@ -361,6 +362,8 @@ mod tests {
                 let id = OneTimeKeyId { digest: [1; 16], claimed: true, at: Pos(*nr) };
                 batch.put(&ONE_TIME_KEY_IDS, (device.0, device.1, &format!("{SIGNED}:old {}", 9_999 - nr)), &id);
             }
+            // As if it was of a time when nobody counted them.
+            batch.put(&KEY_COUNTS, device, &KeyCounts { claimed: None, ..counts() });
             server.app.store.commit(batch).unwrap().durable().await.unwrap();
         }
         upload(&alice, json!({ "one_time_keys": one_time_keys([9_002]) })).await;
@@ -373,6 +376,12 @@ mod tests {
         assert_eq!(claim(&bob, &alice).await.unwrap(), format!("{SIGNED}:9001"));
         assert_eq!(upload(&alice, json!({ "one_time_keys": one_time_keys([9_001]) })).await[SIGNED], 1);
         assert_eq!(claim(&bob, &alice).await.unwrap(), format!("{SIGNED}:9002"));
+        assert_eq!(counts().claimed, Some(5_002));
+        // A name of old is given to another key, which can be claimed.
+        upload(&alice, json!({ "one_time_keys": { (format!("{SIGNED}:old 4000")): { "key": "new" } } })).await;
+        assert_eq!(counts().claimed, Some(5_001));
+        assert_eq!(claim(&bob, &alice).await.unwrap(), format!("{SIGNED}:old 4000"));
+        assert_eq!((counts().claimed, claim(&bob, &alice).await), (Some(5_002), None));
     }
 
     fn outcome(answer: &Answer) -> (u16, String) {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use store::limits::BATCH_BYTES;
-use store::{Read, Tx};
+use store::{Pos, Read, Tx};
 
 use super::cross_signing;
 use crate::error::{Error, Result};
@@ -132,7 +132,8 @@ pub fn upload(tx: &mut Tx, user_id: &str, device_id: &str, upload: &Upload) -> R
             schema::device_list_changed(tx, user_id)?;
         }
     }
-    let before = tx.get(&KEY_COUNTS, (user_id, device_id))?.unwrap_or_default();
+    let fresh = || KeyCounts { claimed: Some(0), ..KeyCounts::default() };
+    let before = tx.get(&KEY_COUNTS, (user_id, device_id))?.unwrap_or_else(fresh);
     let mut counts = before.clone();
     add_one_time_keys(tx, user_id, device_id, &upload.one_time_keys, &mut counts)?;
     for key in &upload.fallback_keys {
@@ -160,6 +161,10 @@ fn add_one_time_keys(
     }
     let ids = keys.iter().map(|key| (user_id, device_id, key.key_id.as_str()));
     let known = tx.multi_get(&ONE_TIME_KEY_IDS, ids)?;
+    let mut claimed = match counts.claimed {
+        Some(claimed) => claimed,
+        None => count_claimed(tx, user_id, device_id)?,
+    };
     let at = tx.next_pos();
     for (index, (key, known)) in (0u16..).zip(keys.iter().zip(known)) {
         let NewKey { algorithm, key_id, digest, json } = key;
@@ -168,7 +173,9 @@ fn add_one_time_keys(
             Some(known) if !known.claimed => {
                 return Err(Error::unknown(format!("There is another one-time key {key_id}")));
             }
-            _ => {}
+            // Its name is now that of another key.
+            Some(_) => claimed = claimed.saturating_sub(1),
+            None => {}
         }
         let count = counts.one_time.entry(algorithm.clone()).or_default();
         *count += 1;
@@ -180,36 +187,44 @@ fn add_one_time_keys(
         let row = OneTimeKeyId { digest: *digest, claimed: false, at };
         tx.put(&ONE_TIME_KEY_IDS, (user_id, device_id, key_id), &row);
     }
-    forget_claimed(tx, user_id, device_id)
+    if claimed as usize >= MAX_CLAIMED + CLAIMED_SLACK {
+        claimed = forget_claimed(tx, user_id, device_id)?;
+    }
+    counts.claimed = Some(claimed);
+    Ok(())
 }
 
-/// Forgets keys that were claimed long ago, if there are very many. Whoever uploads or claims keys of the device writes
-/// its counts, so that nobody else changes these rows meanwhile.
-fn forget_claimed(tx: &mut Tx, user_id: &str, device_id: &str) -> Result<()> {
-    let all = || ONE_TIME_KEY_IDS.prefix((user_id, device_id));
-    let many = MAX_CLAIMED + CLAIMED_SLACK;
-    if tx.unchecked().count(&ONE_TIME_KEY_IDS, all().limit(many))? < many {
-        return Ok(());
-    }
+/// The claimed keys of a device that are remembered, the oldest first. Whoever uploads or claims keys of the device
+/// writes its counts, so that nobody else changes these rows meanwhile.
+fn claimed_keys(tx: &Tx, user_id: &str, device_id: &str) -> Result<Vec<(Pos, String)>> {
     let mut claimed = Vec::new();
-    for row in tx.unchecked().scan(&ONE_TIME_KEY_IDS, all()) {
+    for row in tx.scan(&ONE_TIME_KEY_IDS, ONE_TIME_KEY_IDS.prefix((user_id, device_id))) {
         let ((_, _, key_id), id) = row?;
         if id.claimed {
             claimed.push((id.at, key_id));
         }
     }
     claimed.sort_unstable();
+    Ok(claimed)
+}
+
+fn count_claimed(tx: &Tx, user_id: &str, device_id: &str) -> Result<u32> {
+    Ok(claimed_keys(tx, user_id, device_id)?.len() as u32)
+}
+
+/// Forgets keys that were claimed long ago. Returns how many are left.
+fn forget_claimed(tx: &mut Tx, user_id: &str, device_id: &str) -> Result<u32> {
+    let claimed = claimed_keys(tx, user_id, device_id)?;
     let excess = claimed.len().saturating_sub(MAX_CLAIMED);
+    let mut left = claimed.len() as u32;
     for (_, key_id) in claimed.iter().take(excess.min(2 * CLAIMED_SLACK)) {
         if tx.batch().size_bytes() > BATCH_BYTES / 2 {
             break;
         }
-        // Not one whose name this upload has given to another key.
-        if tx.get(&ONE_TIME_KEY_IDS, (user_id, device_id, key_id))?.is_some_and(|id| id.claimed) {
-            tx.delete(&ONE_TIME_KEY_IDS, (user_id, device_id, key_id));
-        }
+        tx.delete(&ONE_TIME_KEY_IDS, (user_id, device_id, key_id));
+        left -= 1;
     }
-    Ok(())
+    Ok(left)
 }
 
 fn add_fallback_key(tx: &mut Tx, user_id: &str, device_id: &str, key: &NewKey, counts: &mut KeyCounts) -> Result<()> {
@@ -229,8 +244,11 @@ pub type Claimed = (String, Bytes);
 /// Takes one key of a device: the oldest one-time key, or the fallback key when there is none.
 pub fn claim(tx: &mut Tx, user_id: &str, device_id: &str, algorithm: &str) -> Result<Option<Claimed>> {
     let Some(mut counts) = tx.get(&KEY_COUNTS, (user_id, device_id))? else { return Ok(None) };
-    let oldest = ONE_TIME_KEYS.prefix((user_id, device_id, algorithm));
-    let claimed = if let Some(((.., at, index), key)) = tx.first(&ONE_TIME_KEYS, oldest)? {
+    let mut left = ONE_TIME_KEYS.prefix((user_id, device_id, algorithm));
+    if let Some((at, index)) = counts.given_out.get(algorithm) {
+        left = left.after((user_id, device_id, algorithm, *at, *index));
+    }
+    let claimed = if let Some(((.., at, index), key)) = tx.first(&ONE_TIME_KEYS, left)? {
         tx.delete(&ONE_TIME_KEYS, (user_id, device_id, algorithm, at, index));
         let digest = digest(std::str::from_utf8(&key.json).unwrap_or_default());
         let id = OneTimeKeyId { digest, claimed: true, at };
@@ -238,6 +256,8 @@ pub fn claim(tx: &mut Tx, user_id: &str, device_id: &str, algorithm: &str) -> Re
         if let Some(count) = counts.one_time.get_mut(algorithm) {
             *count = count.saturating_sub(1);
         }
+        counts.given_out.insert(algorithm.to_owned(), (at, index));
+        counts.claimed = counts.claimed.map(|claimed| claimed.saturating_add(1));
         (key.key_id, key.json)
     } else {
         let at = (user_id, device_id, algorithm);
