@@ -222,17 +222,15 @@ impl Collector<'_> {
     /// Invites, knocks, and rooms that are over.
     fn other_rooms(&self, material: &mut Material) -> Result<()> {
         let since = self.since_version();
-        for (nr, member) in self.memberships.iter() {
-            let is_new = since.is_none_or(|since| member.event > since) || self.full_state;
+        let new_after = since.filter(|_| !self.full_state).unwrap_or(Pos::ZERO);
+        for (nr, member) in self.memberships.changed_after(new_after) {
             match member.state {
                 MembershipState::Join => {}
-                MembershipState::Invite if is_new => material.invite.extend(self.stripped(nr, member)?),
-                MembershipState::Knock if is_new => material.knock.extend(self.stripped(nr, member)?),
-                MembershipState::Invite | MembershipState::Knock => {}
+                MembershipState::Invite => material.invite.extend(self.stripped(nr, member)?),
+                MembershipState::Knock => material.knock.extend(self.stripped(nr, member)?),
                 MembershipState::Leave | MembershipState::Ban => {
                     let over = since.is_some_and(|since| member.event > since);
-                    let archived = is_new && self.filter.include_leave;
-                    if over || archived {
+                    if over || self.filter.include_leave {
                         material.leave.extend(self.left(nr, member, since.filter(|_| over))?);
                     }
                 }

@@ -145,6 +145,19 @@ pub fn messages(
     Ok(waiting)
 }
 
+/// Whether there are any such messages, whatever happened lately.
+pub fn messages_wait(
+    app: &App,
+    read: &impl Read,
+    user_id: &UserId,
+    device_id: &DeviceId,
+    after: Option<Pos>,
+) -> Result<bool> {
+    let after = after.unwrap_or_else(|| app.sync.unacknowledged.through(user_id, device_id));
+    let last = read.get(&schema::TO_DEVICE_AT, (user_id.as_str(), device_id.as_str()))?;
+    Ok(last.is_some_and(|last| last > after))
+}
+
 // ---- reading -----------------------------------------------------------------------------------------------------
 
 impl Collector<'_> {
@@ -163,7 +176,7 @@ impl Collector<'_> {
         Ok(news)
     }
 
-    /// Whose devices changed since the token. `rooms` are those in which something happened, in order.
+    /// Whose devices changed since the token. `rooms` are those in which something happened.
     pub(super) fn device_lists(&self, rooms: &[RoomNr]) -> Result<Lists> {
         let mut lists = Lists::default();
         let Some(since) = self.since_version() else { return Ok(lists) };
@@ -180,14 +193,17 @@ impl Collector<'_> {
             lists.changed.insert(row?.1);
         }
         let mut gone = BTreeSet::new();
-        for (room, member) in self.memberships.iter() {
-            let joined = member.state == MembershipState::Join;
-            let came = joined && member.joined.is_some_and(|at| at > since);
-            if came {
-                self.everybody_is_new(room, &mut lists.changed)?;
-            } else if joined && rooms.binary_search(&room).is_ok() {
+        for &room in rooms {
+            let member = self.memberships.of(room).filter(|member| member.state == MembershipState::Join);
+            if member.is_some_and(|member| member.joined.is_none_or(|at| at <= since)) {
                 self.who_came_and_went(room, since, &mut lists.changed, &mut gone)?;
-            } else if !joined && member.event > since {
+            }
+        }
+        for (room, member) in self.memberships.changed_after(since) {
+            let joined = member.state == MembershipState::Join;
+            if joined && member.joined.is_some_and(|at| at > since) {
+                self.everybody_is_new(room, &mut lists.changed)?;
+            } else if !joined {
                 self.everybody_is_gone(room, &mut gone)?;
             }
         }

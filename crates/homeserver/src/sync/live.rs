@@ -118,6 +118,8 @@ pub struct Memberships {
     pub attached: Pos,
     /// Sorted by room.
     rows: Vec<(RoomNr, Membership)>,
+    /// None of them changed after this.
+    newest: Pos,
 }
 
 impl Memberships {
@@ -132,6 +134,12 @@ impl Memberships {
 
     pub fn iter(&self) -> impl Iterator<Item = (RoomNr, &Membership)> {
         self.rows.iter().map(|(room, membership)| (*room, membership))
+    }
+
+    /// Those that changed after a position: in constant time if there are none.
+    pub fn changed_after(&self, since: Pos) -> impl Iterator<Item = (RoomNr, &Membership)> {
+        let rows = if self.newest > since { &*self.rows } else { &[] };
+        rows.iter().filter(move |(_, member)| member.event > since).map(|(room, member)| (*room, member))
     }
 
     pub fn joined(&self) -> impl Iterator<Item = RoomNr> {
@@ -153,7 +161,8 @@ impl Memberships {
         }
         rows.shrink_to_fit();
         let as_of = snapshot.version();
-        Ok(Memberships { as_of, attached: as_of, rows })
+        let newest = rows.iter().map(|(_, member)| member.event).max().unwrap_or(Pos::ZERO);
+        Ok(Memberships { as_of, attached: as_of, rows, newest })
     }
 }
 

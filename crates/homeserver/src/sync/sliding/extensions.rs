@@ -152,9 +152,6 @@ pub fn device_news(ask: Ask<'_>, snapshot: &Snapshot, material: &mut Material) -
 /// Whether there are messages that the device does not have, whatever happened lately: the client may not have got far
 /// with those of the last answer.
 pub fn messages_wait(ask: Ask<'_>, snapshot: &Snapshot) -> Result<bool> {
-    let (Some(Messages { since: Some(since), .. }), Some(device_id)) = (ask.messages, ask.device_id) else {
-        return Ok(ask.messages.is_some());
-    };
-    let last = snapshot.get(&schema::TO_DEVICE_AT, (ask.user_id.as_str(), device_id.as_str()))?;
-    Ok(last.is_some_and(|last| last > since))
+    let Some((Messages { since, .. }, device_id)) = ask.messages.zip(ask.device_id) else { return Ok(false) };
+    devices::messages_wait(ask.app, snapshot, ask.user_id, device_id, since)
 }

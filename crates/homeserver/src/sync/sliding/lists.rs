@@ -12,6 +12,10 @@ use crate::schema::{MembershipState, RoomNr};
 pub struct Marks {
     /// The generation of the order: places mean something within one only.
     pub generation: u64,
+    /// The change of the order that they were made from.
+    changes: u64,
+    /// A room is marked because its client has to hear that it is over, which is told once.
+    farewell: bool,
     /// For each place in the order, a way; zero for none.
     ways: Vec<u16>,
     pub table: Vec<Way>,
@@ -50,13 +54,31 @@ impl Marks {
             && self.table.len() == other.table.len()
             && self.table.iter().zip(&other.table).all(|(a, b)| same(a, b))
     }
+
+    fn are_those(&self, other: &Marks) -> bool {
+        self.same_rooms(other) && self.counts == other.counts
+    }
+
+    /// Whether they would be the same again, as long as the same is asked for.
+    fn are_up_to_date(&self, order: &Order) -> bool {
+        (self.generation, self.changes) == (order.generation, order.changes) && !self.farewell
+    }
 }
 
-/// Marks the rooms.
-pub fn mark(config: &Arc<Config>, state: &State, order: &Order) -> Marks {
+/// Marks the rooms. What was found before is taken over if nothing changed since, so that this costs nothing then.
+pub fn mark(config: &Arc<Config>, state: &State, order: &Order) -> Arc<Marks> {
+    let same = state.config.as_ref().is_some_and(|before| Arc::ptr_eq(before, config));
+    if same && state.marks.are_up_to_date(order) {
+        debug_assert!(state.marks.are_those(&mark_all(config, state, order)), "a change of the order was not counted");
+        return state.marks.clone();
+    }
+    Arc::new(mark_all(config, state, order))
+}
+
+fn mark_all(config: &Arc<Config>, state: &State, order: &Order) -> Marks {
     let same = state.config.as_ref().is_some_and(|before| Arc::ptr_eq(before, config));
     let before = if same { &*state.marks.table } else { &[] };
-    let mut marker = Marker { config, before, lists: vec![0; order.rows.len()] };
+    let mut marker = Marker { config, before, lists: vec![0; order.rows.len()], farewell: false };
     let mut counts = Vec::with_capacity(config.lists.len());
     for (index, list) in config.lists.values().enumerate() {
         let mut count = 0;
@@ -67,6 +89,7 @@ pub fn mark(config: &Arc<Config>, state: &State, order: &Order) -> Marks {
             }
             if list.ranges.iter().any(|(from, to)| (*from..=*to).contains(&count)) {
                 marker.put(at, index);
+                marker.farewell |= row.standing == Standing::Over;
             }
             // What is over is shown where it would stand, and counts no more.
             count += usize::from(row.standing == Standing::Listed);
@@ -81,6 +104,7 @@ struct Marker<'a> {
     /// What the same request led to before.
     before: &'a [Way],
     lists: Vec<Lists>,
+    farewell: bool,
 }
 
 impl Marker<'_> {
@@ -101,11 +125,13 @@ impl Marker<'_> {
             });
         }
         let mut known = hashbrown::HashMap::new();
+        let mut farewell = self.farewell;
         for (room, config) in &self.config.subscriptions {
             let Some((at, row)) = order.row(*room) else { continue };
             if !is_listed(row, state) {
                 continue;
             }
+            farewell |= row.standing == Standing::Over;
             let lists = self.lists.get(at).copied().unwrap_or_default();
             if let Some(way) = ways.get_mut(at) {
                 // Equal wishes are one and the same.
@@ -115,7 +141,7 @@ impl Marker<'_> {
                 });
             }
         }
-        Marks { generation: order.generation, ways, table, counts }
+        Marks { generation: order.generation, changes: order.changes, farewell, ways, table, counts }
     }
 
     fn way(&self, lists: Lists, subscription: Option<&Arc<RoomConfig>>) -> Way {

@@ -44,6 +44,10 @@ pub struct Order {
     direct_at: Pos,
     /// Changes whenever rows come, go, or move.
     pub generation: u64,
+    /// Counts, within a generation, the changes of what lists look at.
+    pub changes: u64,
+    /// The traits of all rows are those of this change.
+    traits_at: Option<u64>,
     /// By room number.
     pub rows: Vec<Row>,
     /// Places in `rows`, last activity first.
@@ -166,6 +170,7 @@ impl Order {
         if let Some(row) = self.rows.get_mut(at) {
             row.last = now;
         }
+        self.changes += 1;
         let (Ok(found) | Err(found)) = place(self, now);
         self.sorted.insert(found, at as u32);
     }
@@ -190,6 +195,7 @@ impl Order {
         let mut sorted: Vec<u32> = (0..rows.len() as u32).collect();
         sorted.sort_unstable_by_key(|slot| rows.get(*slot as usize).map(|row| (std::cmp::Reverse(row.last), row.room)));
         (self.rows, self.sorted) = (rows, sorted);
+        (self.changes, self.traits_at) = (self.changes + 1, None);
         self.memberships = Some(look.memberships.clone());
         self.edition = look.tastes.edition();
         // Whatever was known of direct rooms has to be marked on the new rows; and if the user was not watched for a
@@ -217,11 +223,17 @@ impl Order {
             row.is_dm = direct.contains(&row.room);
         }
         self.direct_at = at;
+        self.changes += 1;
         Ok(())
     }
 
     /// Reads what filters ask for, where it is not known.
     pub fn read_traits(&mut self, rooms: RoomReader<'_, Snapshot>) -> Result<()> {
+        if self.traits_at == Some(self.changes) {
+            return Ok(());
+        }
+        // Cautiously: if it fails halfway, some are other ones already.
+        self.changes += 1;
         for row in &mut self.rows {
             if row.standing == Standing::Hidden {
                 continue;
@@ -241,6 +253,7 @@ impl Order {
             let encrypted = rooms.state_at(root, "m.room.encryption", "")?.is_some();
             row.traits = Some(Traits { encrypted, room_type, as_of });
         }
+        self.traits_at = Some(self.changes);
         Ok(())
     }
 }
@@ -248,16 +261,19 @@ impl Order {
 impl Order {
     /// Reads which rooms the spaces have, where that is not known. Those that are not among them are forgotten.
     pub fn read_children(&mut self, rooms: RoomReader<'_, Snapshot>, spaces: &[RoomNr]) -> Result<()> {
+        let before = self.children.len();
         self.children.retain(|space, _| spaces.contains(space));
+        self.changes += u64::from(self.children.len() != before);
         for space in spaces {
             let joined = self.row(*space).is_some_and(|(_, row)| row.member.state == MembershipState::Join);
             let Some(head) = rooms.head_of(*space)?.filter(|_| joined) else {
-                self.children.remove(space);
+                self.changes += u64::from(self.children.remove(space).is_some());
                 continue;
             };
             if self.children.get(space).is_none_or(|(root, _)| *root != head.state) {
                 let children = children(rooms, *space, head.state)?;
                 self.children.insert(*space, (head.state, children));
+                self.changes += 1;
             }
         }
         Ok(())
@@ -285,6 +301,7 @@ impl Order {
             let content = snapshot.get(&schema::ACCOUNT_DATA, (user, key.room_id.as_str(), TAGS))?;
             let tags = content.map(|content| tags(&content.0)).unwrap_or_default();
             self.tags.insert(room_nr(&room), tags);
+            self.changes += 1;
         }
         Ok(())
     }

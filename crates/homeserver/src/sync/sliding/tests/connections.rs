@@ -212,6 +212,67 @@ async fn an_empty_poll_says_how_many_rooms_there_are_and_stays() {
 }
 
 #[tokio::test]
+async fn an_empty_poll_stays_also_if_the_client_does_not_say_which_messages_it_has() {
+    let server = Server::default();
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    public_room(&alice).await;
+    let mut connection = encryption(&alice);
+    connection.sync().await;
+    connection.sync().await;
+    let before = connection.pos.clone();
+    assert!(messages(&connection.sync().await).is_empty());
+    assert_eq!(connection.pos, before);
+    message(&bob, &alice, "hello").await;
+    let answer = connection.sync().await;
+    assert_eq!(messages(&answer), ["hello"]);
+    assert_eq!(messages(&connection.sync().await), ["hello"], "it was not acknowledged");
+    acknowledge(&mut connection, &answer);
+    assert!(messages(&connection.sync().await).is_empty());
+    connection.body["extensions"]["to_device"].as_object_mut().unwrap().remove("since");
+    connection.sync().await;
+    let before = connection.pos.clone();
+    assert!(messages(&connection.sync().await).is_empty());
+    assert_eq!(connection.pos, before);
+}
+
+#[tokio::test]
+async fn what_lists_are_about_is_followed_while_others_type() {
+    let server = Server::default();
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let rooms = [public_room(&alice).await, public_room(&alice).await];
+    let elsewhere = public_room(&bob).await;
+    let typing = format!("typing/{}", enc(&bob.user_id));
+    let mut list = Connection::list(&alice, 1, json!([]));
+    list.body["lists"]["tagged"] =
+        json!({"ranges": [[0, 9]], "timeline_limit": 1, "filters": {"tags": ["m.favourite"]}});
+    list.body["lists"]["direct"] = json!({"ranges": [[0, 9]], "timeline_limit": 1, "filters": {"is_dm": true}});
+    list.body["lists"]["open"] = json!({"ranges": [[0, 9]], "timeline_limit": 1, "filters": {"is_encrypted": false}});
+    let account = |kind: &str| format!("/_matrix/client/v3/user/{}/account_data/{kind}", enc(&alice.user_id));
+    let tag = format!("/_matrix/client/v3/user/{}/rooms/{}/tags/m.favourite", enc(&alice.user_id), enc(&rooms[0]));
+    list.sync().await;
+    for step in 0..6 {
+        match step {
+            1 => _ = ok(&alice.client.put(&tag, json!({})).await),
+            2 => _ = ok(&alice.client.put(&account("m.direct"), json!({ (bob.user_id.clone()): rooms })).await),
+            3 => {
+                set(&alice, &rooms[1], "m.room.encryption", "", json!({"algorithm": "m.megolm.v1.aes-sha2"})).await;
+            }
+            4 => act(&alice, &rooms[1], "leave", json!({})).await,
+            5 => _ = public_room(&alice).await,
+            _ => {}
+        }
+        // Something that is not stored happens, of which the client hears nothing.
+        let now = step % 2 == 0;
+        ok(&bob.client.put(&path(&elsewhere, &typing), json!({"typing": now, "timeout": 30_000})).await);
+        let answer = list.sync().await;
+        let count = |name: &str| answer["lists"][name]["count"].as_u64().unwrap();
+        let counts = ["all", "tagged", "direct", "open"].map(count);
+        let expected = [[2, 0, 0, 2], [2, 1, 0, 2], [2, 1, 2, 2], [2, 1, 2, 1], [1, 1, 1, 1], [2, 1, 1, 2]][step];
+        assert_eq!(counts, expected, "{step}");
+    }
+}
+
+#[tokio::test]
 async fn an_empty_poll_costs_the_same_in_any_number_of_rooms() {
     let disk = MemoryDisk::new();
     let rng = Rng::seeded(1);
