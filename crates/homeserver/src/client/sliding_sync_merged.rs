@@ -103,13 +103,13 @@ struct AllExtensions {
 }
 
 /// The request is gone before anything is waited for.
-async fn sync(mut ctx: RawCtx) -> Result<Response> {
-    let body: Body = ctx.read_json_within(MAX_BODY_BYTES).await?;
-    let answer = begin(ctx, body)?.answer().await?;
-    Ok(json_response(StatusCode::OK, answer))
+fn sync(ctx: RawCtx) -> impl Future<Output = Result<Response>> + Send {
+    let poll = Box::pin(begin(ctx));
+    async move { Ok(json_response(StatusCode::OK, poll.await?.answer().await?)) }
 }
 
-fn begin(ctx: RawCtx, mut body: Body) -> Result<Poll> {
+async fn begin(mut ctx: RawCtx) -> Result<Box<Poll>> {
+    let mut body: Body = ctx.read_json_within(MAX_BODY_BYTES).await?;
     let requester = ctx.requester()?;
     let (user_id, device_id) = (requester.user_id.clone(), requester.device_id.clone());
     let presence = body.set_presence.take().unwrap_or_default();

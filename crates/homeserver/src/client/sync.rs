@@ -38,7 +38,7 @@ fn sync(ctx: RawCtx) -> impl Future<Output = Result<Response>> + Send {
     async move { Ok(json_response(StatusCode::OK, poll?.answer().await?)) }
 }
 
-fn begin(ctx: RawCtx) -> Result<Poll> {
+fn begin(ctx: RawCtx) -> Result<Box<Poll>> {
     let query: Query = ctx.query()?;
     let requester = ctx.requester()?;
     let (user_id, device_id) = (requester.user_id.clone(), requester.device_id.clone());

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::FutureExt as _;
 use http::HeaderMap;
 use hyper::body::Incoming;
 use hyper::rt::{Read, Write};
@@ -114,6 +115,7 @@ impl Connections {
 
     /// Serves a TCP listener until the server stops.
     pub async fn serve_tcp(self, listener: TcpListener, door: Door) {
+        let door = Arc::new(door);
         while let Some((stream, peer)) = self.next(|| listener.accept()).await {
             let Some(place) = self.place().await else { return };
             // Options that cannot be set cost comfort, not correctness.
@@ -131,7 +133,7 @@ impl Connections {
 
     /// Serves a unix socket until the server stops. It takes no places: an administrator always gets in.
     pub async fn serve_unix(self, listener: UnixListener, router: Router) {
-        let door = Door { router, trusted_proxies: Arc::new([]), certificate: None };
+        let door = Arc::new(Door { router, trusted_proxies: Arc::new([]), certificate: None });
         while let Some((stream, _)) = self.next(|| listener.accept()).await {
             let (connections, door) = (self.clone(), door.clone());
             self.0.open.spawn(async move {
@@ -180,7 +182,7 @@ impl Connections {
     }
 
     /// What is `held` is given back when the connection ends.
-    async fn tls<H: Send + 'static>(self, stream: TcpStream, peer: IpAddr, door: Door, held: H) {
+    async fn tls<H: Send + 'static>(self, stream: TcpStream, peer: IpAddr, door: Arc<Door>, held: H) {
         let Some(certificate) = &door.certificate else { return };
         let acceptor = tokio_rustls::TlsAcceptor::from(certificate.current.load_full());
         let accepted = Box::pin(tokio::time::timeout(self.0.handshake_timeout, acceptor.accept(stream))).await;
@@ -194,12 +196,12 @@ impl Connections {
         served.await;
     }
 
-    async fn http1<H>(self, io: impl Read + Write + Unpin + Send + 'static, peer: IpAddr, door: Door, _held: H) {
+    async fn http1<H>(self, io: impl Read + Write + Unpin + Send + 'static, peer: IpAddr, door: Arc<Door>, _held: H) {
         let service = service_fn(move |request| answer(&door, peer, request));
         drive!(self, pin!(self.0.http1.serve_connection(io, service)));
     }
 
-    async fn http2<H>(self, io: impl Read + Write + Unpin + Send + 'static, peer: IpAddr, door: Door, _held: H) {
+    async fn http2<H>(self, io: impl Read + Write + Unpin + Send + 'static, peer: IpAddr, door: Arc<Door>, _held: H) {
         let service = service_fn(move |request| answer(&door, peer, request));
         drive!(self, pin!(self.0.http2.serve_connection(io, service)));
     }
@@ -210,9 +212,8 @@ type Answer = Pin<Box<dyn Future<Output = Result<super::Response, Infallible>> +
 /// Boxed: hyper keeps room for this future as long as the connection lives, also while nothing is asked.
 fn answer(door: &Door, peer: IpAddr, request: http::Request<Incoming>) -> Answer {
     let client = Client { ip: client_address(request.headers(), peer, &door.trusted_proxies) };
-    let router = door.router.clone();
     let request: Request = request.map(Body::from);
-    Box::pin(async move { Ok(router.call(request, client).await) })
+    Box::pin(door.router.call(request, client).map(Ok))
 }
 
 /// The address that a chain of trusted proxies vouches for: the last one in X-Forwarded-For that is no proxy of ours.

@@ -104,7 +104,12 @@ impl Router {
     }
 
     /// Answers one request. Never fails: what goes wrong is an answer too.
-    pub async fn call(&self, request: Request, client: Client) -> Response {
+    pub fn call(&self, request: Request, client: Client) -> impl Future<Output = Response> + Send + use<> {
+        // Boxed at once: a future has room for each place that it is passed through, also while a poll waits.
+        self.clone().answer(Box::new(request), client)
+    }
+
+    async fn answer(self, request: Box<Request>, client: Client) -> Response {
         let inner = &*self.0;
         let started = inner.app.clock.monotonic();
         let number = inner.requests.fetch_add(1, Ordering::Relaxed);
@@ -153,7 +158,7 @@ impl Inner {
         }
     }
 
-    async fn serve(&self, endpoint: &Endpoint, request: Request, args: Args, client: Client) -> Result<Response> {
+    async fn serve(&self, endpoint: &Endpoint, request: Box<Request>, args: Args, client: Client) -> Result<Response> {
         // Boxed, so that its room is given back before a long wait.
         let answer = Box::pin(self.admit(endpoint, request, args, client)).await?;
         match endpoint.detached() {
@@ -165,7 +170,7 @@ impl Inner {
 
     /// Everything up to the handler's own future. The request is gone when this returns: what a long poll holds on to
     /// is what its handler keeps.
-    async fn admit(&self, endpoint: &Endpoint, request: Request, args: Args, client: Client) -> Result<Pending> {
+    async fn admit(&self, endpoint: &Endpoint, request: Box<Request>, args: Args, client: Client) -> Result<Pending> {
         let app = self.app.clone();
         let credentials = match endpoint.access {
             // Clients with an old token open accounts and log in, too.
@@ -179,13 +184,13 @@ impl Inner {
         self.limit(endpoint, requester.as_ref(), client.ip)?;
         match &endpoint.run {
             Run::Raw(run) => {
-                let (parts, body) = request.into_parts();
+                let (parts, body) = (*request).into_parts();
                 let args = args.decode(parts.uri.path())?.into_iter().map(Cow::into_owned).collect();
                 let (method, uri, headers) = (parts.method, parts.uri, parts.headers);
                 Ok(run(RawCtx { app, method, uri, headers, args, body, requester, ip: client.ip }))
             }
             Run::Parsed(run) => {
-                let request = self.read_body(endpoint, request).await?;
+                let request = self.read_body(endpoint, *request).await?;
                 let prelude = Prelude { app, requester, ip: client.ip };
                 // Reading a request is not ours alone either: one that makes ruma panic is an answer, too.
                 let read = AssertUnwindSafe(|| run(prelude, request, &args));

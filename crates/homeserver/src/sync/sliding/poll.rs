@@ -52,7 +52,8 @@ pub struct Terms {
 }
 
 impl Poll {
-    pub fn new(app: App, user_id: OwnedUserId, device_id: Option<OwnedDeviceId>, terms: Terms) -> Result<Self> {
+    /// Boxed: a future has room for each place that it is passed through.
+    pub fn new(app: App, user_id: OwnedUserId, device_id: Option<OwnedDeviceId>, terms: Terms) -> Result<Box<Self>> {
         let device = Device {
             user_id: user_id.to_string(),
             device_id: device_id.as_ref().map(ToString::to_string).unwrap_or_default(),
@@ -79,11 +80,12 @@ impl Poll {
         let waiting = Waiting::new(app, user_id, device_id, terms.timeout, &terms.presence);
         let Terms { messages, txn_id, dialect, prefixed, .. } = terms;
         let moved = false;
-        Ok(Poll { waiting, key, connection, state, moved, pos, config, messages, txn_id, dialect, prefixed })
+        let poll = Poll { waiting, key, connection, state, moved, pos, config, messages, txn_id, dialect, prefixed };
+        Ok(Box::new(poll))
     }
 
     /// Answers, when there is something to say or the time is over.
-    pub async fn answer(mut self) -> Result<Vec<u8>> {
+    pub async fn answer(mut self: Box<Self>) -> Result<Vec<u8>> {
         if self.pos.is_some() {
             return wait(self).await;
         }
