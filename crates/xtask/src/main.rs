@@ -11,9 +11,12 @@ mod browser;
 mod ci;
 mod clients;
 mod demo;
+mod dist;
 mod docs;
+mod elf;
 mod endpoints;
 mod fuzz;
+mod image;
 mod needs;
 mod pitfalls;
 mod policy;
@@ -40,6 +43,8 @@ usage: cargo xtask <verb>
   bench [ARGS]              criterion benchmarks; ARGS go to cargo bench
   units                     judge the appliance's units and packet filter with systemd's and nft's own eyes
   docs                      write the generated documents from the code
+  dist [--target T]...      the static programs that are shipped; T: x86_64, aarch64
+  image [--arch A]...       the appliance's disk image, and what an update of it consists of; A: x86_64, arm64
 
 environment: CARGO_TARGET_DIR is respected; XDG_CACHE_HOME/skerry keeps the client suites' packages.
 ";
@@ -59,6 +64,8 @@ fn main() -> ExitCode {
         "bench" => suites::bench(rest),
         "units" => units::check(),
         "docs" => docs::write(),
+        "dist" => dist::verb(rest),
+        "image" => image::verb(rest),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
             Ok(())

@@ -39,6 +39,9 @@ const UNITS: &[Need] = &[
     Need { packages: &["nftables"], present: || answers("nft", &["--version"]) },
 ];
 
+const DEBOOTSTRAP: Need = Need { packages: &["debootstrap"], present: || Path::new("/usr/sbin/debootstrap").exists() };
+const GPGV: Need = Need { packages: &["gpgv"], present: || answers("gpgv", &["--version"]) };
+
 /// Compilers and RocksDB's bindings.
 pub(crate) fn build() -> Result<()> {
     meet(BUILD)
@@ -47,6 +50,16 @@ pub(crate) fn build() -> Result<()> {
 /// What judges the units and the packet filter of the appliance.
 pub(crate) fn units() -> Result<()> {
     meet(UNITS)
+}
+
+/// What fetches packages of Python.
+pub(crate) fn python() -> Result<()> {
+    meet(&[PYTHON])
+}
+
+/// What puts images together: the rest comes in a tree of its own.
+pub(crate) fn image() -> Result<()> {
+    meet(&[DEBOOTSTRAP, GPGV])
 }
 
 /// The real clients' languages.

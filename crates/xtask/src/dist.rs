@@ -1,0 +1,232 @@
+//! `cargo xtask dist`: the static programs that are shipped, for one processor after the other.
+//!
+//! Lives here: where Rust's library for musl comes from, the compiler for C and C++ that makes RocksDB, how cargo is called,
+//! and the look at what came out. Everything that is fetched is pinned by its hash and kept below the target folder; the
+//! system is left alone. Not here: what the image makes of the programs (image/).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::elf::{self, Machine};
+use crate::{needs, run};
+
+/// The largest `skerry` that is shipped.
+const LARGEST_BYTES: u64 = 25_000_000;
+/// Zig is the C and C++ compiler and the linker; the other makes cargo call it. Hashes: the wheels for hosts of either kind.
+const WHEELS: &str = "\
+ziglang==0.17.1 \\
+    --hash=sha256:ea6cc5d87b033cf0aedfbc8f9549a908cae6c50ac31f1698188fa48a74524b54 \\
+    --hash=sha256:b7c5f02fccd40f89b999ee16a1f5ddced56e6182370f8affe494bcf8a28cf07e
+cargo-zigbuild==0.24.0 \\
+    --hash=sha256:484412e39e4c6039474535ce97ee75a22bab22d58233056f8ec8a8f9034bb957 \\
+    --hash=sha256:6942e4320f7b05d8fb29e0a8ce5670bcbb3d254275100b85b5b7c86552f9a744
+";
+/// The source of Rust's library, for toolchains that cannot add targets. It has to be the compiler's own version.
+const RUST_SRC_VERSION: &str = "1.95.0";
+const RUST_SRC_FILE: &str = "pool/main/r/rustc/rust-src_1.95.0+dfsg1-2~bpo13+1_all.deb";
+const RUST_SRC_SHA256: &str = "7b76db5b880a77f9e52975d2baa6209d2f76d2c9c2789515c3088cb960e2c83b";
+/// What is shipped: package and program. Each is built by itself, so that what one needs of a library is not in the other.
+const PROGRAMS: &[(&str, &str)] = &[("init", "skerry-init"), ("skerry", "skerry")];
+
+/// A processor that Skerry is shipped for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arch {
+    X86_64,
+    Arm64,
+}
+
+impl Arch {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        match text {
+            "x86_64" | "amd64" => Ok(Self::X86_64),
+            "aarch64" | "arm64" => Ok(Self::Arm64),
+            _ => bail!("no such processor: {text} (x86_64, or aarch64, which is also called arm64)"),
+        }
+    }
+
+    /// What bundles and images call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// What Debian calls it.
+    pub(crate) fn debian(self) -> &'static str {
+        match self {
+            Self::X86_64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// What Rust calls it.
+    fn target(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64-unknown-linux-musl",
+            Self::Arm64 => "aarch64-unknown-linux-musl",
+        }
+    }
+
+    fn machine(self) -> Machine {
+        match self {
+            Self::X86_64 => Machine::X86_64,
+            Self::Arm64 => Machine::Arm64,
+        }
+    }
+}
+
+pub(crate) fn verb(args: &[String]) -> Result<()> {
+    let mut arches = Vec::new();
+    let mut from_source = false;
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--target" => arches.push(Arch::parse(args.next().context("--target wants x86_64 or aarch64")?)?),
+            "--build-std" => from_source = true,
+            _ => bail!("usage: cargo xtask dist [--target x86_64|aarch64]... [--build-std]"),
+        }
+    }
+    if arches.is_empty() {
+        arches.push(Arch::X86_64);
+    }
+    for arch in arches {
+        build(arch, from_source)?;
+    }
+    Ok(())
+}
+
+/// Where the programs for a processor are put.
+pub(crate) fn folder(arch: Arch) -> PathBuf {
+    run::target_dir().join("static").join(arch.name())
+}
+
+/// Builds the programs, looks at them and puts them into [`folder`].
+pub(crate) fn build(arch: Arch, from_source: bool) -> Result<()> {
+    needs::build()?;
+    needs::python()?;
+    let cache = run::target_dir().join("cache");
+    let zig = zig(&cache)?;
+    let library = if from_source { Library::Source(rust_src(&cache)?) } else { library(arch, &cache)? };
+    for (package, program) in PROGRAMS {
+        run::step(&format!("{program} for {}", arch.name()), cargo(arch, package, &library, &zig, &cache)?)?;
+        ship(arch, program)?;
+    }
+    Ok(())
+}
+
+/// Looks at what was built, and puts it where it is shipped from.
+fn ship(arch: Arch, program: &str) -> Result<()> {
+    let made = run::target_dir().join(arch.target()).join("dist").join(program);
+    let bytes = fs::read(&made).with_context(|| made.display().to_string())?;
+    elf::static_and_stripped(&bytes, arch.machine()).with_context(|| made.display().to_string())?;
+    if bytes.len() as u64 > LARGEST_BYTES {
+        bail!("{} has {} bytes; at most {LARGEST_BYTES} are shipped", made.display(), bytes.len());
+    }
+    fs::create_dir_all(folder(arch))?;
+    let out = folder(arch).join(program);
+    fs::copy(&made, &out)?;
+    println!("{}: static, stripped, {:.2} MB", out.display(), bytes.len() as f64 / 1e6);
+    Ok(())
+}
+
+/// Where Rust's library for the target comes from.
+enum Library {
+    /// It is installed beside the compiler.
+    Installed,
+    /// It is compiled with us, from this folder.
+    Source(PathBuf),
+}
+
+/// The installed library if there is one or rustup can add it, else its source.
+fn library(arch: Arch, cache: &Path) -> Result<Library> {
+    if installed(arch)? {
+        return Ok(Library::Installed);
+    }
+    println!("adding {} to the toolchain", arch.target());
+    let added = run::command("rustup", ["target", "add", arch.target()]).status().is_ok_and(|s| s.success());
+    if added && installed(arch)? {
+        return Ok(Library::Installed);
+    }
+    println!("this toolchain cannot add targets: Rust's library is compiled from its source");
+    Ok(Library::Source(rust_src(cache)?))
+}
+
+fn installed(arch: Arch) -> Result<bool> {
+    let dir = run::output(run::command("rustc", ["--print", "target-libdir", "--target", arch.target()]))?;
+    let Ok(entries) = fs::read_dir(dir.trim()) else { return Ok(false) };
+    Ok(entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("libstd-")))
+}
+
+/// The call of cargo. Nothing in what it makes tells where it was made.
+fn cargo(arch: Arch, package: &str, library: &Library, zig: &Path, cache: &Path) -> Result<Command> {
+    let mut args = vec!["zigbuild", "--locked", "--profile", "dist", "--target", arch.target(), "-p", package];
+    let mut flags = vec!["-C target-feature=+crt-static".to_owned()];
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    for (from, to) in [(Some(run::root()), "/skerry"), (home, "/cargo")] {
+        flags.extend(from.map(|from| format!("--remap-path-prefix={}={to}", from.display())));
+    }
+    if matches!(library, Library::Source(_)) {
+        args.extend(["-Z", "build-std=std,panic_unwind"]);
+        flags.push("-C link-self-contained=no".into());
+    }
+    let mut cargo = run::cargo(args);
+    if let Library::Source(source) = library {
+        // Rust's own switches for its nightly features and for where its library's source lies.
+        cargo.env("RUSTC_BOOTSTRAP", "1").env("__CARGO_TESTS_ONLY_SRC_ROOT", source);
+    }
+    let path = std::env::var("PATH").context("PATH")?;
+    cargo
+        .env("PATH", format!("{}:{path}", zig.display()))
+        .env("RUSTFLAGS", flags.join(" "))
+        .env("CARGO_TARGET_DIR", run::target_dir())
+        .env("CARGO_ZIGBUILD_CACHE_DIR", cache.join("zigbuild"))
+        .env("ZIG_GLOBAL_CACHE_DIR", cache.join("zig-cache"))
+        .env("ZIG_LOCAL_CACHE_DIR", cache.join("zig-cache"));
+    Ok(cargo)
+}
+
+/// Zig and cargo-zigbuild in a Python environment of their own; the folder of its programs.
+fn zig(cache: &Path) -> Result<PathBuf> {
+    let venv = cache.join("zig");
+    let bin = venv.join("bin");
+    let pins = venv.join("pins.txt");
+    if fs::read_to_string(&pins).is_ok_and(|kept| kept == WHEELS) {
+        return Ok(bin);
+    }
+    let _ = fs::remove_dir_all(&venv);
+    fs::create_dir_all(cache)?;
+    run::step("a Python environment", run::command("python3", [Path::new("-m"), Path::new("venv"), &venv]))?;
+    let list = cache.join("wheels.txt");
+    fs::write(&list, WHEELS)?;
+    let mut pip = run::command(&bin.join("pip").to_string_lossy(), ["install", "-q", "--require-hashes", "-r"]);
+    pip.arg(&list);
+    run::step("zig and cargo-zigbuild", pip)?;
+    fs::write(&pins, WHEELS)?;
+    Ok(bin)
+}
+
+/// The folder with the source of Rust's library, from Debian's package of it.
+fn rust_src(cache: &Path) -> Result<PathBuf> {
+    let version = run::output(run::command("rustc", ["--version"]))?;
+    if version.split_whitespace().nth(1) != Some(RUST_SRC_VERSION) {
+        bail!("the pinned source of Rust's library is {RUST_SRC_VERSION}'s, the compiler is {version}");
+    }
+    let folder = cache.join("rust-src");
+    let source = folder.join(format!("usr/src/rustc-{RUST_SRC_VERSION}/library"));
+    if source.is_dir() {
+        return Ok(source);
+    }
+    fs::create_dir_all(&folder)?;
+    let deb = cache.join("rust-src.deb");
+    let mirror = crate::image::debian_mirror()?;
+    let mut fetch = run::command("/usr/lib/apt/apt-helper", ["download-file", &format!("{mirror}/{RUST_SRC_FILE}")]);
+    fetch.arg(&deb).arg(format!("SHA256:{RUST_SRC_SHA256}"));
+    run::step("the source of Rust's library", fetch)?;
+    run::step("unpack it", run::command("dpkg-deb", [Path::new("-x"), &deb, &folder]))?;
+    Ok(source)
+}

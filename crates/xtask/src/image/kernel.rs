@@ -1,0 +1,131 @@
+//! The unified kernel image: the kernel, an initial file system of one program and some modules, and the command line with
+//! the root hash, in one file that firmware can start and that can be signed.
+//!
+//! Lives here: putting it together. Not here: the archive's format (cpio.rs), which modules are needed by which (modules.rs).
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::cpio::Archive;
+use super::modules::{self, Known};
+use super::packages::Packages;
+use super::tools::Tools;
+use super::tree::Root;
+use super::{Arch, Recipe, list};
+
+pub(super) fn unified(
+    tools: &Tools,
+    recipe: &Recipe,
+    root: &Root,
+    root_hash: &str,
+    programs: &Path,
+    out: &Path,
+) -> Result<()> {
+    let folder = root.folder.parent().context("no folder")?;
+    let release = release(root)?;
+    let packages = Packages { all: Vec::new(), release: release.clone() };
+    let known = Known::read(tools, &packages, root)?;
+    let initrd = folder.join("initrd.cpio");
+    let mut wanted = list("modules-initrd.txt")?;
+    if recipe.hardware {
+        wanted.extend(list("modules-initrd-hardware.txt")?);
+    }
+    fs::write(&initrd, initial(tools, &known.chosen(&wanted), &known, programs, folder)?)?;
+    let line = folder.join("command-line.txt");
+    fs::write(&line, command_line(recipe.arch, &list("command-line.txt")?, root_hash))?;
+    let stub = root.efi.join("usr/lib/systemd/boot/efi").join(stub(recipe.arch));
+    let [kernel, initrd, line, stub, osrel, out] = [
+        root.kernel.join("boot").join(format!("vmlinuz-{release}")),
+        initrd,
+        line,
+        stub,
+        root.folder.join("usr/lib/os-release"),
+        out.to_owned(),
+    ]
+    .map(|path| tools.inside(&path));
+    let args = [
+        "ukify".to_owned(),
+        "build".into(),
+        format!("--linux={}", kernel?),
+        format!("--initrd={}", initrd?),
+        format!("--cmdline=@{}", line?),
+        format!("--os-release=@{}", osrel?),
+        format!("--uname={release}"),
+        format!("--efi-arch={}", efi(recipe.arch)),
+        format!("--stub={}", stub?),
+        format!("--output={}", out?),
+    ];
+    tools.step("the unified kernel image", &args.each_ref().map(String::as_str))
+}
+
+/// What the only kernel calls itself.
+fn release(root: &Root) -> Result<String> {
+    let entries = fs::read_dir(root.kernel.join("usr/lib/modules"))?;
+    let mut names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.next().context("no kernel")
+}
+
+/// The initial file system: our program, the modules that find the root, and their order.
+fn initial(tools: &Tools, chosen: &[String], known: &Known, programs: &Path, folder: &Path) -> Result<Vec<u8>> {
+    let place = folder.join("initrd-modules");
+    fs::create_dir_all(&place)?;
+    let mut files = Vec::new();
+    for path in chosen {
+        let file = known.file(path);
+        let copy = place.join(file.file_name().context("no name")?);
+        fs::copy(file, &copy)?;
+        files.push(copy);
+    }
+    modules::unpack(tools, &files)?;
+    let mut archive = Archive::default();
+    archive.folder("dev");
+    archive.device("dev/console", 0o600, 5, 1);
+    let program = programs.join("skerry-init");
+    archive.file("init", 0o755, &fs::read(&program).with_context(|| program.display().to_string())?);
+    archive.folder("modules");
+    let mut order = String::new();
+    for file in &files {
+        let file = modules::unpacked(file)?;
+        let name = format!("modules/{}", file.file_name().context("no name")?.to_string_lossy());
+        archive.file(&name, 0o644, &fs::read(&file)?);
+        order.push_str(&format!("/{name}\n"));
+    }
+    archive.file("modules.list", 0o644, order.as_bytes());
+    Ok(archive.end())
+}
+
+fn command_line(arch: Arch, words: &[String], root_hash: &str) -> String {
+    // The last one is where the kernel's own messages go first.
+    let consoles: &[&str] = match arch {
+        Arch::X86_64 => &["console=tty0", "console=ttyS0"],
+        Arch::Arm64 => &["console=tty0", "console=ttyAMA0"],
+    };
+    let hash = format!("roothash={root_hash}");
+    let all = consoles.iter().copied().chain(words.iter().map(String::as_str)).chain([hash.as_str()]);
+    all.collect::<Vec<_>>().join(" ")
+}
+
+/// What firmware calls the processor.
+pub(super) fn efi(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "x64",
+        Arch::Arm64 => "aa64",
+    }
+}
+
+fn stub(arch: Arch) -> String {
+    format!("linux{}.efi.stub", efi(arch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_hash_ends_the_command_line() {
+        let line = command_line(Arch::Arm64, &["quiet".into(), "panic=10".into()], "00ff");
+        assert_eq!(line, "console=tty0 console=ttyAMA0 quiet panic=10 roothash=00ff");
+    }
+}

@@ -1,0 +1,246 @@
+//! `cargo xtask image`: from Debian's packages and our static programs to a disk image that boots, and to what an update
+//! consists of. The recipe's lists and files lie in `image/`; what they hold is data, how it is put together is here.
+//!
+//! Lives here: the verb, its choices, and the order of the steps. Not here: the tools (tools.rs), packages (packages.rs), the
+//! root (tree.rs), kernel and initial file system (kernel.rs, modules.rs, cpio.rs), the disk (disk.rs), the bill of materials
+//! (sbom.rs), keys for trying (trust.rs).
+
+mod cpio;
+mod disk;
+mod kernel;
+mod modules;
+mod packages;
+mod sbom;
+mod tools;
+mod tree;
+mod trust;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+pub(crate) use crate::dist::Arch;
+pub(crate) use tools::debian_mirror;
+
+use crate::{dist, needs, run};
+use tools::Tools;
+
+/// The largest root that is shipped.
+const LARGEST_ROOT_BYTES: u64 = 120_000_000;
+/// Formats of the database that this release reads.
+pub(crate) const STORE_FORMATS: &str = "1..1";
+
+/// One image to be made.
+#[derive(Clone, Debug)]
+pub(crate) struct Recipe {
+    pub(crate) arch: Arch,
+    pub(crate) version: String,
+    pub(crate) security_version: u64,
+    /// The kernel with every driver, in place of the one for virtual machines.
+    pub(crate) hardware: bool,
+    /// Files that are put over the root at the end: tests break an image with it.
+    pub(crate) overlay: Option<PathBuf>,
+    /// The chain of roots that the machine believes; keys for trying if none is given.
+    pub(crate) trust: Option<PathBuf>,
+    /// Static programs that are built already.
+    pub(crate) programs: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
+}
+
+impl Recipe {
+    pub(crate) fn new(arch: Arch) -> Self {
+        Self {
+            arch,
+            version: env!("CARGO_PKG_VERSION").into(),
+            security_version: 1,
+            hardware: false,
+            overlay: None,
+            trust: None,
+            programs: None,
+            out: None,
+        }
+    }
+
+    /// Where everything of this image is put.
+    pub(crate) fn folder(&self) -> PathBuf {
+        let name = format!("{}{}", self.arch.name(), if self.hardware { "-hardware" } else { "" });
+        self.out.clone().unwrap_or_else(|| work().join(name))
+    }
+
+    /// The disk image.
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.folder().join(format!("skerry_{}_{}.raw", self.version, self.arch.name()))
+    }
+
+    /// The update.
+    pub(crate) fn bundle(&self) -> PathBuf {
+        self.folder().join(format!("skerry_{}_{}.bundle", self.version, self.arch.name()))
+    }
+
+    /// The folder with what an update consists of.
+    pub(crate) fn payload(&self) -> PathBuf {
+        self.folder().join("payload")
+    }
+}
+
+const USAGE: &str = "\
+usage: cargo xtask image [--arch x86_64|arm64] [--version V] [--security-version N] [--hardware]
+                         [--trust CHAIN] [--programs FOLDER] [--overlay FOLDER] [--out FOLDER] [--bundle]
+
+  --hardware   the kernel with every driver: racks, and virtual machines that have USB
+  --trust      the chain of root documents that the machine believes; without it, keys for trying are made
+  --programs   a folder with skerry and skerry-init; without it, `cargo xtask dist` builds them
+  --overlay    files to be put over the root at the end
+  --out        where to put it all, below target/image; without it, target/image/ARCH
+  --bundle     an update of it besides, signed with the keys for trying
+";
+
+pub(crate) fn verb(args: &[String]) -> Result<()> {
+    let mut recipe = Recipe::new(Arch::X86_64);
+    let mut signed = false;
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().with_context(|| format!("{arg} wants a value\n\n{USAGE}"));
+        match arg.as_str() {
+            "--arch" => recipe.arch = Arch::parse(value()?)?,
+            "--version" => recipe.version = version(value()?)?,
+            "--security-version" => recipe.security_version = value()?.parse().context("--security-version")?,
+            "--bundle" => signed = true,
+            "--hardware" => recipe.hardware = true,
+            "--trust" => recipe.trust = Some(fs::canonicalize(value()?)?),
+            "--programs" => recipe.programs = Some(fs::canonicalize(value()?)?),
+            "--overlay" => recipe.overlay = Some(fs::canonicalize(value()?)?),
+            "--out" => recipe.out = Some(std::path::absolute(value()?)?),
+            _ => bail!("{USAGE}"),
+        }
+    }
+    build(&recipe)?;
+    if !signed {
+        return Ok(());
+    }
+    let out = recipe.bundle();
+    trust::ready(&dist::folder(recipe.arch))?.bundle(&recipe, &out)?;
+    println!("{}: {:.2} MB", out.display(), fs::metadata(&out)?.len() as f64 / 1e6);
+    Ok(())
+}
+
+/// Names of files and partitions are made of it.
+fn version(text: &str) -> Result<String> {
+    let good = |part: &str| !part.is_empty() && part.len() <= 5 && part.bytes().all(|byte| byte.is_ascii_digit());
+    if text.split('.').count() != 3 || !text.split('.').all(good) {
+        bail!("a version is MAJOR.MINOR.PATCH, not {text}");
+    }
+    Ok(text.into())
+}
+
+/// Where images, their tools and what they were made of are kept.
+pub(crate) fn work() -> PathBuf {
+    run::target_dir().join("image")
+}
+
+/// Makes one image and all that comes with it.
+pub(crate) fn build(recipe: &Recipe) -> Result<()> {
+    needs::image()?;
+    let programs = match &recipe.programs {
+        Some(folder) => folder.clone(),
+        None => {
+            dist::build(recipe.arch, false)?;
+            dist::folder(recipe.arch)
+        }
+    };
+    let epoch_s = epoch_s()?;
+    let tools = Tools::ready(&work(), epoch_s)?;
+    let folder = recipe.folder();
+    let payload = recipe.payload();
+    fs::create_dir_all(&payload)?;
+    let packages = packages::fetch(&tools, recipe)?;
+    let root = tree::build(&tools, recipe, &packages, &programs)?;
+    let (image, verity) = (payload.join("root.img"), payload.join("verity.img"));
+    let root_hash = disk::seal(&tools, &root, &image, &verity, epoch_s)?;
+    fs::write(payload.join("root_hash.txt"), format!("{root_hash}\n"))?;
+    kernel::unified(&tools, recipe, &root, &root_hash, &programs, &payload.join("kernel.efi"))?;
+    disk::assemble(&tools, recipe, &packages, &root_hash, epoch_s)?;
+    fs::write(folder.join("packages.json"), packages.manifest(recipe))?;
+    fs::write(folder.join("sbom.json"), sbom::write(recipe, &packages, &sbom::crates(recipe.arch)?))?;
+    fs::write(folder.join("programs.txt"), tree::programs(&root.folder)?)?;
+    fs::remove_dir_all(&root.folder)?;
+    let root_bytes = fs::metadata(&image)?.len();
+    if root_bytes > LARGEST_ROOT_BYTES {
+        bail!("the root has {root_bytes} bytes; at most {LARGEST_ROOT_BYTES} are shipped");
+    }
+    report(recipe, &root_hash)
+}
+
+fn report(recipe: &Recipe, root_hash: &str) -> Result<()> {
+    println!("\nSkerry {} for {}, root hash {root_hash}", recipe.version, recipe.arch.name());
+    for part in ["root.img", "verity.img", "kernel.efi"] {
+        let bytes = fs::metadata(recipe.payload().join(part))?.len();
+        println!("  {part:<11} {:>7.2} MB", bytes as f64 / 1e6);
+    }
+    println!("  disk        {}", recipe.disk().display());
+    println!("  beside it   packages.json, sbom.json, programs.txt, payload/");
+    Ok(())
+}
+
+/// The time that all files get: the variable that reproducible builds agree on, else when the last commit was made.
+fn epoch_s() -> Result<u64> {
+    let text = match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => text,
+        Err(_) => run::output(run::command("git", ["log", "-1", "--format=%ct"]))?,
+    };
+    text.trim().parse().with_context(|| format!("SOURCE_DATE_EPOCH is a number of seconds, not {text:?}"))
+}
+
+/// Lines of one of the recipe's lists, without remarks.
+fn list(name: &str) -> Result<Vec<String>> {
+    let path = recipe_file(name);
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    Ok(lines(&text))
+}
+
+fn lines(text: &str) -> Vec<String> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
+}
+
+fn recipe_file(name: &str) -> PathBuf {
+    run::root().join("image").join(name)
+}
+
+/// The part of a path below another, as text.
+fn below<'p>(path: &'p Path, folder: &Path) -> Result<&'p str> {
+    path.strip_prefix(folder)?.to_str().with_context(|| format!("{}: not UTF-8", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_have_three_numbers() {
+        assert_eq!(version("1.20.3").unwrap(), "1.20.3");
+        for bad in ["", "1", "1.2", "1.2.3.4", "1.2.x", "1..3", "1.2.3+3", "1.2.123456"] {
+            assert!(version(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn lists_have_remarks() {
+        assert_eq!(lines("# why\n one \n\ntwo\n#three"), ["one", "two"]);
+    }
+
+    #[test]
+    fn every_list_of_the_recipe_is_there_and_says_something() {
+        for name in ["packages.txt", "programs.txt", "remove.txt", "masked.txt", "modules.txt", "command-line.txt"] {
+            assert!(!list(name).unwrap().is_empty(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_restarts_after_a_panic_and_has_no_way_to_a_shell() {
+        let words = list("command-line.txt").unwrap();
+        assert!(words.iter().any(|word| word.starts_with("panic=")), "{words:?}");
+        assert!(words.contains(&"lockdown=integrity".to_owned()), "{words:?}");
+        assert!(!words.iter().any(|w| w.contains("roothash") || w.starts_with("init=") || w.contains("debug-shell")));
+    }
+}
