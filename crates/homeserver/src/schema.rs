@@ -1221,18 +1221,24 @@ pub struct OneTimeKey {
     /// With the algorithm in front.
     pub key_id: String,
     pub json: Bytes,
+    /// The row of its ID says where it is; that of an older one has to be told that it is gone.
+    pub placed: bool,
 }
 
 impl Value for OneTimeKey {
     fn encode(&self, out: &mut ValueBuf) {
-        out.u8(1);
+        out.u8(if self.placed { 2 } else { 1 });
         out.str(&self.key_id);
         out.raw(&self.json);
     }
     fn decode(raw: Raw<'_>) -> Result<Self, Corrupt> {
         let mut r = raw.reader();
-        format_one(r.u8()?)?;
-        Ok(OneTimeKey { key_id: r.str()?.to_owned(), json: Bytes::copy_from_slice(r.rest()) })
+        let version = r.u8()?;
+        let placed = version != 1;
+        if placed {
+            format_two(version)?;
+        }
+        Ok(OneTimeKey { key_id: r.str()?.to_owned(), json: Bytes::copy_from_slice(r.rest()), placed })
     }
 }
 
@@ -1241,32 +1247,52 @@ impl Value for OneTimeKey {
 pub struct OneTimeKeyId {
     /// The beginning of the SHA-256 of the key: tells whether it is the same key.
     pub digest: [u8; 16],
-    pub claimed: bool,
     /// The upload; zero for those of a time when it was not written down.
     pub at: Pos,
+    pub held: Held,
+}
+
+/// How it is known whether a one-time key is still there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// By its row in [`ONE_TIME_KEYS`], with this index.
+    AtIndex(u16),
+    /// It was claimed, if this is true: of a time when nobody wrote down the index.
+    UnlessClaimed(bool),
 }
 
 impl Value for OneTimeKeyId {
     fn encode(&self, out: &mut ValueBuf) {
-        out.u8(2);
+        let (version, claimed) = match self.held {
+            Held::AtIndex(_) => (3, false),
+            Held::UnlessClaimed(claimed) => (2, claimed),
+        };
+        out.u8(version);
         out.raw(&self.digest);
-        out.u8(u8::from(self.claimed));
+        if version == 2 {
+            out.u8(u8::from(claimed));
+        }
         out.pos(self.at);
+        if let Held::AtIndex(index) = self.held {
+            out.u16(index);
+        }
     }
     fn decode(raw: Raw<'_>) -> Result<Self, Corrupt> {
         let mut r = raw.reader();
         let version = r.u8()?;
         let mut digest = [0; 16];
         digest.copy_from_slice(r.take(16)?);
-        let claimed = r.u8()? != 0;
-        let at = match version {
-            // The first format ended here.
-            1 => Pos::ZERO,
-            2 => r.pos()?,
+        let (at, held) = match version {
+            1 => (Pos::ZERO, Held::UnlessClaimed(r.u8()? != 0)),
+            2 => {
+                let held = Held::UnlessClaimed(r.u8()? != 0);
+                (r.pos()?, held)
+            }
+            3 => (r.pos()?, Held::AtIndex(r.u16()?)),
             _ => return Err(Corrupt::new("an unknown format version")),
         };
         r.end()?;
-        Ok(OneTimeKeyId { digest, claimed, at })
+        Ok(OneTimeKeyId { digest, at, held })
     }
 }
 
@@ -1517,16 +1543,37 @@ mod tests {
     }
 
     #[test]
-    fn one_time_key_ids_of_the_first_format_are_read() {
+    fn one_time_key_ids_of_older_formats_are_read() {
         let mut old = ValueBuf::default();
         old.u8(1);
         old.postcard(&([7u8; 16], true));
         let read = OneTimeKeyId::decode(Raw::Borrowed(old.as_bytes())).unwrap();
-        assert_eq!(read, OneTimeKeyId { digest: [7; 16], claimed: true, at: Pos::ZERO });
-        let new = OneTimeKeyId { digest: [8; 16], claimed: false, at: Pos(9) };
-        let mut bytes = ValueBuf::default();
-        new.encode(&mut bytes);
-        assert_eq!(OneTimeKeyId::decode(Raw::Borrowed(bytes.as_bytes())).unwrap(), new);
+        assert_eq!(read, OneTimeKeyId { digest: [7; 16], at: Pos::ZERO, held: Held::UnlessClaimed(true) });
+        let mut old = ValueBuf::default();
+        old.u8(2);
+        old.raw(&[8; 16]);
+        old.u8(1);
+        old.pos(Pos(9));
+        let second = OneTimeKeyId { digest: [8; 16], at: Pos(9), held: Held::UnlessClaimed(true) };
+        assert_eq!(OneTimeKeyId::decode(Raw::Borrowed(old.as_bytes())).unwrap(), second);
+        for id in [second, OneTimeKeyId { held: Held::AtIndex(300), ..second }] {
+            let mut bytes = ValueBuf::default();
+            id.encode(&mut bytes);
+            assert_eq!(OneTimeKeyId::decode(Raw::Borrowed(bytes.as_bytes())).unwrap(), id);
+        }
+    }
+
+    #[test]
+    fn one_time_keys_of_the_first_format_are_read() {
+        for (version, placed) in [(1, false), (2, true)] {
+            let mut bytes = ValueBuf::default();
+            bytes.u8(version);
+            bytes.str("a:b");
+            bytes.raw(b"{}");
+            let read = OneTimeKey::decode(Raw::Borrowed(bytes.as_bytes())).unwrap();
+            assert_eq!(read, OneTimeKey { key_id: "a:b".to_owned(), json: Bytes::from_static(b"{}"), placed });
+        }
+        assert!(OneTimeKey::decode(Raw::Borrowed(&[3, 0, 1, b'a'])).is_err());
     }
 
     #[test]

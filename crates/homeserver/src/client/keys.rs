@@ -348,7 +348,7 @@ mod tests {
 
     #[tokio::test]
     async fn keys_that_were_claimed_long_ago_are_forgotten() {
-        use crate::schema::{KEY_COUNTS, KeyCounts, ONE_TIME_KEY_IDS, OneTimeKeyId};
+        use crate::schema::{Held, KEY_COUNTS, KeyCounts, ONE_TIME_KEY_IDS, OneTimeKeyId};
         use store::{Pos, Read as _};
         let server = Server::default();
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
@@ -359,7 +359,7 @@ mod tests {
             let mut batch = store::Batch::new();
             for nr in chunk {
                 // Older ones have names that come later.
-                let id = OneTimeKeyId { digest: [1; 16], claimed: true, at: Pos(*nr) };
+                let id = OneTimeKeyId { digest: [1; 16], at: Pos(*nr), held: Held::UnlessClaimed(true) };
                 batch.put(&ONE_TIME_KEY_IDS, (device.0, device.1, &format!("{SIGNED}:old {}", 9_999 - nr)), &id);
             }
             // As if it was of a time when nobody counted them.
@@ -382,6 +382,36 @@ mod tests {
         assert_eq!(counts().claimed, Some(5_001));
         assert_eq!(claim(&bob, &alice).await.unwrap(), format!("{SIGNED}:old 4000"));
         assert_eq!((counts().claimed, claim(&bob, &alice).await), (Some(5_002), None));
+    }
+
+    #[tokio::test]
+    async fn keys_that_were_uploaded_before_an_update_are_claimed_once_too() {
+        use crate::schema::{Held, ONE_TIME_KEY_IDS, ONE_TIME_KEYS, OneTimeKey, OneTimeKeyId};
+        use store::Read as _;
+        let server = Server::default();
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        upload(&alice, json!({ "one_time_keys": one_time_keys(0..3) })).await;
+        let (user, device) = (alice.user_id.as_str(), alice.device_id.as_str());
+        let (snapshot, mut batch) = (server.app.store.snapshot(), store::Batch::new());
+        for row in snapshot.scan(&ONE_TIME_KEYS, ONE_TIME_KEYS.all()) {
+            let ((_, _, algorithm, at, index), key) = row.unwrap();
+            batch.put(&ONE_TIME_KEYS, (user, device, &algorithm, at, index), &OneTimeKey { placed: false, ..key });
+        }
+        for row in snapshot.scan(&ONE_TIME_KEY_IDS, ONE_TIME_KEY_IDS.all()) {
+            let ((_, _, key_id), id) = row.unwrap();
+            let old = OneTimeKeyId { held: Held::UnlessClaimed(false), ..id };
+            batch.put(&ONE_TIME_KEY_IDS, (user, device, &key_id), &old);
+        }
+        server.app.store.commit(batch).unwrap().durable().await.unwrap();
+        assert_eq!(upload(&alice, json!({ "one_time_keys": one_time_keys(2..5) })).await[SIGNED], 5);
+        for nr in 0..4 {
+            assert_eq!(claim(&bob, &alice).await.unwrap(), format!("{SIGNED}:{nr:04}"));
+        }
+        assert_eq!(upload(&alice, json!({ "one_time_keys": one_time_keys(0..5) })).await[SIGNED], 1);
+        let other = json!({ "one_time_keys": { (format!("{SIGNED}:0004")): { "key": "other" } } });
+        assert_eq!(outcome(&alice.client.post(UPLOAD, other).await).0, 400, "it is still there");
+        assert_eq!(claim(&bob, &alice).await.unwrap(), format!("{SIGNED}:0004"));
+        assert_eq!(claim(&bob, &alice).await, None);
     }
 
     fn outcome(answer: &Answer) -> (u16, String) {

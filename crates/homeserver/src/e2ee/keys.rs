@@ -1,7 +1,7 @@
 //! Keys: uploaded by a device, asked for by others. Each one-time key is handed out once, the oldest first.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use store::{Pos, Read, Tx};
 use super::cross_signing;
 use crate::error::{Error, Result};
 use crate::schema::{
-    self, DEVICE_KEYS, DEVICES, DeviceKeys, FALLBACK_KEYS, FallbackKey, KEY_COUNTS, KeyCounts, ONE_TIME_KEY_IDS,
+    self, DEVICE_KEYS, DEVICES, DeviceKeys, FALLBACK_KEYS, FallbackKey, Held, KEY_COUNTS, KeyCounts, ONE_TIME_KEY_IDS,
     ONE_TIME_KEYS, OneTimeKey, OneTimeKeyId,
 };
 
@@ -99,6 +99,11 @@ impl NewKey {
     }
 }
 
+/// Key IDs have the algorithm in front.
+fn algorithm_of(key_id: &str) -> &str {
+    key_id.split_once(':').map_or(key_id, |(algorithm, _)| algorithm)
+}
+
 /// Tells keys apart: by the key itself, whatever signatures are around it and however they are written.
 fn digest(json: &str) -> [u8; 16] {
     #[derive(Deserialize)]
@@ -170,7 +175,7 @@ fn add_one_time_keys(
         let NewKey { algorithm, key_id, digest, json } = key;
         match known {
             Some(known) if known.digest == *digest => continue,
-            Some(known) if !known.claimed => {
+            Some(known) if !is_claimed(tx, user_id, device_id, key_id, known)? => {
                 return Err(Error::unknown(format!("There is another one-time key {key_id}")));
             }
             // Its name is now that of another key.
@@ -182,9 +187,9 @@ fn add_one_time_keys(
         if *count > MAX_ONE_TIME_KEYS {
             return Err(Error::unknown(format!("A device has at most {MAX_ONE_TIME_KEYS} one-time keys")));
         }
-        let row = OneTimeKey { key_id: key_id.clone(), json: json.clone() };
+        let row = OneTimeKey { key_id: key_id.clone(), json: json.clone(), placed: true };
         tx.put(&ONE_TIME_KEYS, (user_id, device_id, algorithm, at, index), &row);
-        let row = OneTimeKeyId { digest: *digest, claimed: false, at };
+        let row = OneTimeKeyId { digest: *digest, at, held: Held::AtIndex(index) };
         tx.put(&ONE_TIME_KEY_IDS, (user_id, device_id, key_id), &row);
     }
     if claimed as usize >= MAX_CLAIMED + CLAIMED_SLACK {
@@ -194,13 +199,29 @@ fn add_one_time_keys(
     Ok(())
 }
 
+fn is_claimed(tx: &Tx, user_id: &str, device_id: &str, key_id: &str, id: OneTimeKeyId) -> Result<bool> {
+    match id.held {
+        Held::AtIndex(index) => {
+            Ok(!tx.contains(&ONE_TIME_KEYS, (user_id, device_id, algorithm_of(key_id), id.at, index))?)
+        }
+        Held::UnlessClaimed(claimed) => Ok(claimed),
+    }
+}
+
 /// The claimed keys of a device that are remembered, the oldest first. Whoever uploads or claims keys of the device
 /// writes its counts, so that nobody else changes these rows meanwhile.
 fn claimed_keys(tx: &Tx, user_id: &str, device_id: &str) -> Result<Vec<(Pos, String)>> {
+    let there = tx.scan(&ONE_TIME_KEYS, ONE_TIME_KEYS.prefix((user_id, device_id))).keys();
+    let there = there.map(|key| key.map(|(_, _, algorithm, at, index)| (algorithm, at, index)));
+    let there: HashSet<_> = there.collect::<store::Result<_>>()?;
     let mut claimed = Vec::new();
     for row in tx.scan(&ONE_TIME_KEY_IDS, ONE_TIME_KEY_IDS.prefix((user_id, device_id))) {
         let ((_, _, key_id), id) = row?;
-        if id.claimed {
+        let is_claimed = match id.held {
+            Held::AtIndex(index) => !there.contains(&(algorithm_of(&key_id).to_owned(), id.at, index)),
+            Held::UnlessClaimed(claimed) => claimed,
+        };
+        if is_claimed {
             claimed.push((id.at, key_id));
         }
     }
@@ -244,15 +265,14 @@ pub type Claimed = (String, Bytes);
 /// Takes one key of a device: the oldest one-time key, or the fallback key when there is none.
 pub fn claim(tx: &mut Tx, user_id: &str, device_id: &str, algorithm: &str) -> Result<Option<Claimed>> {
     let Some(mut counts) = tx.get(&KEY_COUNTS, (user_id, device_id))? else { return Ok(None) };
-    let mut left = ONE_TIME_KEYS.prefix((user_id, device_id, algorithm));
-    if let Some((at, index)) = counts.given_out.get(algorithm) {
-        left = left.after((user_id, device_id, algorithm, *at, *index));
-    }
-    let claimed = if let Some(((.., at, index), key)) = tx.first(&ONE_TIME_KEYS, left)? {
+    let given_out = counts.given_out.get(algorithm).copied();
+    let claimed = if let Some(((at, index), key)) = oldest(tx, user_id, device_id, algorithm, given_out)? {
         tx.delete(&ONE_TIME_KEYS, (user_id, device_id, algorithm, at, index));
-        let digest = digest(std::str::from_utf8(&key.json).unwrap_or_default());
-        let id = OneTimeKeyId { digest, claimed: true, at };
-        tx.put(&ONE_TIME_KEY_IDS, (user_id, device_id, &key.key_id), &id);
+        if !key.placed {
+            let digest = digest(std::str::from_utf8(&key.json).unwrap_or_default());
+            let id = OneTimeKeyId { digest, at, held: Held::UnlessClaimed(true) };
+            tx.put(&ONE_TIME_KEY_IDS, (user_id, device_id, &key.key_id), &id);
+        }
         if let Some(count) = counts.one_time.get_mut(algorithm) {
             *count = count.saturating_sub(1);
         }
@@ -272,6 +292,26 @@ pub fn claim(tx: &mut Tx, user_id: &str, device_id: &str, algorithm: &str) -> Re
     counts.changed = tx.next_pos();
     tx.put(&KEY_COUNTS, (user_id, device_id), &counts);
     Ok(Some(claimed))
+}
+
+/// The oldest one-time key of a device, and its place.
+fn oldest(
+    tx: &Tx,
+    user_id: &str,
+    device_id: &str,
+    algorithm: &str,
+    given_out: Option<(Pos, u16)>,
+) -> Result<Option<((Pos, u16), OneTimeKey)>> {
+    let mut left = ONE_TIME_KEYS.prefix((user_id, device_id, algorithm));
+    if let Some((at, index)) = given_out {
+        // As a rule it is the next one of the same upload, which is looked up sooner than searched for.
+        let next = index.saturating_add(1);
+        if let Some(key) = tx.get(&ONE_TIME_KEYS, (user_id, device_id, algorithm, at, next))? {
+            return Ok(Some(((at, next), key)));
+        }
+        left = left.after((user_id, device_id, algorithm, at, index));
+    }
+    Ok(tx.first(&ONE_TIME_KEYS, left)?.map(|((.., at, index), key)| ((at, index), key)))
 }
 
 /// Calls `found` with the ID and the identity keys (as JSON) of each of a user's devices that has any: of all devices,
