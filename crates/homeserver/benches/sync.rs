@@ -1,7 +1,7 @@
 //! The cost of syncing through the router, on RocksDB: a hundred rooms of twenty members with twenty messages each.
 #![allow(clippy::unwrap_used, reason = "a benchmark")]
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use homeserver::App;
 use homeserver::config::{Config, Limit, RegistrationMode};
 use homeserver::http::Local;
@@ -61,6 +61,17 @@ async fn world(app: &App) -> (Local, OwnedUserId, Vec<OwnedRoomId>) {
     (client, user_id, rooms)
 }
 
+/// Another user in a room of their own, and where they say that they are typing there.
+async fn somebody_else(client: &Local) -> (Local, String) {
+    let register = json!({"username": "typist", "password": "correct horse", "auth": {"type": "m.login.dummy"}});
+    let registered = client.post("/_matrix/client/v3/register", register).await.json();
+    let client = client.with_token(registered["access_token"].as_str().unwrap());
+    let created = client.post("/_matrix/client/v3/createRoom", json!({})).await.json();
+    let (room, user) = (created["room_id"].as_str().unwrap(), registered["user_id"].as_str().unwrap());
+    let typing = format!("/_matrix/client/v3/rooms/{room}/typing/{user}");
+    (client, typing)
+}
+
 fn benches(c: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -95,6 +106,16 @@ fn benches(c: &mut Criterion) {
     group.bench_function("sliding, first", |b| b.iter(|| post("").body.len()));
     let pos = format!("pos={}", post("").json()["pos"].as_str().unwrap());
     group.bench_function("sliding, empty", |b| b.iter(|| post(&pos).body.len()));
+    let (other, typing) = runtime.block_on(somebody_else(&client));
+    let (mut pos, mut typist) = (pos, false);
+    group.bench_function("sliding, empty, while others type", |b| {
+        let type_or_stop = || {
+            typist = !typist;
+            runtime.block_on(other.put(&typing, json!({"typing": typist, "timeout": 30_000})));
+        };
+        let poll = |()| pos = format!("pos={}", post(&pos).json()["pos"].as_str().unwrap());
+        b.iter_batched(type_or_stop, poll, BatchSize::PerIteration);
+    });
     runtime.block_on(say(&app, &rooms[0], 0));
     group.bench_function("sliding, one event", |b| b.iter(|| post(&pos).body.len()));
     let everything = json!({"lists": {"all": {"ranges": [[0, 99]], "timeline_limit": 1, "required_state": required}}});
