@@ -54,10 +54,12 @@ pub struct Bound {
 }
 
 /// What a process is told besides its settings.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct RunOptions {
     /// Written (whole or not at all) with `Bound` as JSON once the server answers, removed when it stops.
     pub ready_file: Option<PathBuf>,
+    /// Listening sockets that the service manager opened. Each is for the listener of the settings with its address.
+    pub sockets: Vec<std::net::TcpListener>,
 }
 
 /// Opens the data directory. Blocks while the store replays its log.
@@ -81,6 +83,10 @@ impl Server {
 
     /// The same with other endpoints for clients, for tests of the edge itself.
     pub async fn start_with(app: App, router: Router) -> Result<Self, StartError> {
+        Self::start_on(app, router, Sockets::default()).await
+    }
+
+    async fn start_on(app: App, router: Router, mut sockets: Sockets) -> Result<Self, StartError> {
         let connections = Connections::new(&app.config.http);
         let mut bound =
             Bound { listeners: Vec::new(), metrics: None, admin: app.config.admin_socket(), pid: std::process::id() };
@@ -88,11 +94,15 @@ impl Server {
         for settings in &app.config.listeners {
             let door = door(settings, router.clone())?;
             certificates.extend(door.certificate.clone());
-            let (listener, address) = bind(settings.bind).await?;
+            let (listener, address) = match sockets.take(settings.bind)? {
+                Some(handed) => handed,
+                None => bind(settings.bind).await?,
+            };
             bound.listeners.push(address);
             tracing::info!(%address, tls = door.certificate.is_some(), "listening");
             tokio::spawn(connections.clone().serve_tcp(listener, door));
         }
+        sockets.nothing_left()?;
         if let Some(address) = app.config.metrics.bind {
             let (listener, address) = bind(address).await?;
             bound.metrics = Some(address);
@@ -168,7 +178,8 @@ pub async fn run(config: Config, options: RunOptions) -> Result<(), StartError> 
     let app = tokio::task::spawn_blocking(move || open(config))
         .await
         .map_err(|cause| StartError::Other(format!("opening the data directory failed: {cause}")))??;
-    let server = Server::start(app).await?;
+    let router = app.router();
+    let server = Server::start_on(app, router, Sockets(options.sockets)).await?;
     if let Some(path) = &options.ready_file {
         write_ready_file(path, server.bound()).map_err(file(|| format!("ready file {}", path.display())))?;
     }
@@ -234,6 +245,31 @@ fn door(settings: &Listener, router: Router) -> Result<Door, StartError> {
 
 fn built(app: &App, routes: crate::http::Routes) -> Result<Router, StartError> {
     Router::new(app.clone(), routes).map_err(StartError::Other)
+}
+
+/// Sockets that somebody else opened, such as for ports that this process may not open.
+#[derive(Default)]
+struct Sockets(Vec<std::net::TcpListener>);
+
+impl Sockets {
+    /// The one with this address, if it was handed over.
+    fn take(&mut self, address: SocketAddr) -> Result<Option<(TcpListener, SocketAddr)>, StartError> {
+        let is_it = |socket: &std::net::TcpListener| socket.local_addr().is_ok_and(|local| local == address);
+        let Some(found) = self.0.iter().position(is_it) else { return Ok(None) };
+        let socket = self.0.swap_remove(found);
+        let at = || format!("the socket handed over for {address}");
+        socket.set_nonblocking(true).map_err(file(at))?;
+        Ok(Some((TcpListener::from_std(socket).map_err(file(at))?, address)))
+    }
+
+    /// One that no listener wants would keep its clients waiting for ever.
+    fn nothing_left(self) -> Result<(), StartError> {
+        let Some(socket) = self.0.first() else { return Ok(()) };
+        let address = socket.local_addr().map_or_else(|cause| cause.to_string(), |address| address.to_string());
+        Err(StartError::Other(format!(
+            "a socket was handed over for {address}, but no listener in the settings is bound there"
+        )))
+    }
 }
 
 async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {

@@ -4,8 +4,10 @@
 
 mod admin;
 mod bundle;
+mod console;
 mod desk;
 mod docs;
+mod floor;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,6 +53,16 @@ enum Verb {
     Bundle {
         #[command(flatten)]
         args: bundle::BundleArgs,
+    },
+    /// The appliance's console: first set-up, status, menu.
+    Console {
+        #[command(flatten)]
+        args: console::ConsoleArgs,
+    },
+    /// The floor of the appliance's clock.
+    Clock {
+        #[command(flatten)]
+        args: floor::ClockArgs,
     },
     /// Print generated documents.
     Docs {
@@ -102,13 +114,25 @@ fn main() -> ExitCode {
 
 fn dispatch(verb: Verb) -> Result<ExitCode> {
     match verb {
-        Verb::Serve { settings, ready_file } => serve(settings.load()?, RunOptions { ready_file })?,
+        Verb::Serve { settings, ready_file } => {
+            let sockets = handed_over()?;
+            serve(settings.load()?, RunOptions { ready_file, sockets })?;
+        }
         Verb::Config { verb } => config_verb(verb)?,
         Verb::Admin { args } => return admin::run(args),
         Verb::Bundle { args } => return bundle::run(args),
+        Verb::Console { args } => return console::run(&args),
+        Verb::Clock { args } => return floor::run(&args),
         Verb::Docs { document } => print!("{}", document.text()),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The sockets that a service manager opened for this process (systemd's `LISTEN_FDS`).
+fn handed_over() -> Result<Vec<std::net::TcpListener>> {
+    let mut given = listenfd::ListenFd::from_env();
+    let sockets = (0..given.len()).map(|at| given.take_tcp_listener(at).map(Option::into_iter));
+    Ok(sockets.collect::<std::io::Result<Vec<_>>>().context("LISTEN_FDS")?.into_iter().flatten().collect())
 }
 
 fn serve(config: Config, options: RunOptions) -> Result<()> {

@@ -141,3 +141,42 @@ fn settings_are_checked_before_anything_happens() {
     let secret = run(&["config", "show", "-s", "server_name=hs.test", "-s", "registration.shared_secret=hush"]);
     assert!(secret.status.success() && !text(&secret).contains("hush"), "{}", text(&secret));
 }
+
+/// Starts the server as a service manager does that opened a socket: as the first descriptor behind the usual three.
+fn serve_on(socket: std::net::TcpListener, file: &str, ready: &Path) -> Running {
+    let mut shell = Command::new("sh");
+    shell.env_clear().env("LISTEN_FDS", "1").args(["-c", "exec \"$0\" \"$@\" 3<&0 </dev/null"]);
+    shell.args([env!("CARGO_BIN_EXE_skerry"), "serve", "--config", file, "--ready-file", ready.to_str().unwrap()]);
+    Running(shell.stdin(std::os::fd::OwnedFd::from(socket)).stderr(Stdio::piped()).spawn().unwrap())
+}
+
+#[test]
+fn it_answers_on_a_socket_that_was_opened_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, ready) = (settings(dir.path()), dir.path().join("ready.json"));
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let text = fs::read_to_string(&file).unwrap().replace("127.0.0.1:0", &address.to_string());
+    fs::write(&file, text).unwrap();
+    // Who comes before the server does is answered by it.
+    let mut early = TcpStream::connect(address).unwrap();
+    early.write_all(b"GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let server = serve_on(socket, &file, &ready);
+    let mut answer = String::new();
+    early.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let bound = eventually(|| fs::read_to_string(&ready).ok());
+    assert!(bound.contains(&address.to_string()), "{bound}");
+    signal(&server, "TERM");
+}
+
+#[test]
+fn a_socket_that_no_listener_wants_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = settings(dir.path());
+    let mut server = serve_on(std::net::TcpListener::bind("127.0.0.1:0").unwrap(), &file, &dir.path().join("ready"));
+    let mut said = String::new();
+    server.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(!server.wait().unwrap().success());
+    assert!(said.contains("a socket was handed over for 127.0.0.1:"), "{said}");
+}

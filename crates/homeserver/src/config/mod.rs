@@ -430,6 +430,10 @@ settings! {
         /// Other places that the client may connect to, such as `https://livekit.example.org` for calls of many (`:*`
         /// behind the host is any port). Browsers keep it from all others.
         pub connect: Vec<Destination> = Vec::new(),
+        /// A file (PEM) with the certificate of the authority that this server's own certificate is from. It is served at
+        /// `/ca.crt` and `/ca.pem`, so that people can make their devices trust it; without a web client, a page at `/`
+        /// tells them. Read at the start and on SIGHUP.
+        pub authority: Option<PathBuf> = None,
     }
 }
 

@@ -4,9 +4,11 @@
 //!   request asks for is looked up there and never becomes a path, so that there is nothing to climb out of.
 //! - `headers.rs`: what is said about them: type, how long to keep, what the page may load, which encoding.
 //! - `config.rs`: the client's `config.json`, made from our settings.
+//! - `authority.rs`: the certificate that people's devices have to trust, and a first page without a client.
 //!
 //! Not here: a client. Any will do that is made of static files.
 
+mod authority;
 mod config;
 mod headers;
 mod site;
@@ -22,6 +24,7 @@ use http::header::{ACCEPT, CONTENT_LENGTH, LOCATION};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use percent_encoding::percent_decode_str;
 
+use self::authority::Authority;
 use self::site::{Content, Page, Site, Stored};
 use crate::config::{Config, RESERVED_PATHS};
 use crate::error::{Error, Result};
@@ -35,6 +38,7 @@ pub struct Web {
     site: ArcSwapOption<Site>,
     config_json: Bytes,
     policy: headers::Policy,
+    authority: Authority,
 }
 
 impl Web {
@@ -46,16 +50,18 @@ impl Web {
             site: ArcSwapOption::empty(),
             config_json: config::config_json(config),
             policy: headers::Policy::new(config),
+            authority: Authority::new(config),
         }
     }
 
     pub fn is_on(&self) -> bool {
-        self.place.is_some()
+        self.place.is_some() || self.authority.is_on()
     }
 
     /// Reads the folder, and serves what is there from now on. If it cannot be read, what was served before stays.
     /// Blocks.
     pub fn load(&self) -> Result<(), String> {
+        self.authority.load()?;
         let Some((dir, _)) = &self.place else { return Ok(()) };
         let site = Site::read(dir, &self.policy, self.config_json.clone())
             .map_err(|cause| format!("web client {}: {cause}", dir.display()))?;
@@ -68,6 +74,9 @@ impl Web {
 /// Answers every path that no endpoint has.
 pub async fn serve(ctx: RawCtx) -> Result<Response> {
     let web = &ctx.app.web;
+    if let Some(answer) = web.authority.answer(&ctx) {
+        return answer;
+    }
     let (Some((_, base)), Some(site)) = (&web.place, web.site.load_full()) else { return Err(Error::unrecognized()) };
     let path = ctx.uri.path();
     let Some(asked) = Asked::of(path, base) else { return Err(Error::unrecognized()) };

@@ -1,0 +1,299 @@
+//! The files that follow from a set-up: what they say, and that they are all there or none counts.
+//!
+//! Lives here: the server's settings, networkd's file, where certificates and keys lie and who may read them. Not here: what
+//! certificates say (papers.rs), restarting what reads the files (steps.rs).
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+
+use super::setup::{Admin, Network, Reach, Setup};
+
+/// The group that the server runs as; the number is fixed in the image.
+const SERVER_GROUP: u32 = 970;
+
+/// Where everything lies.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    pub(crate) config: PathBuf,
+    pub(crate) data: PathBuf,
+    /// Only root reads what is in there.
+    pub(crate) console: PathBuf,
+    pub(crate) socket: PathBuf,
+    /// Where the server listens: on the box, the sockets that systemd opens.
+    pub(crate) listeners: Vec<SocketAddr>,
+    group: Option<u32>,
+}
+
+/// Certificates and keys, as PEM.
+pub(crate) struct Papers {
+    pub(crate) chain: String,
+    pub(crate) key: String,
+    /// What devices have to trust, where it is not known to them anyway.
+    pub(crate) authority: Option<String>,
+}
+
+impl Layout {
+    pub(crate) fn of_the_box() -> Self {
+        Self {
+            config: "/var/lib/skerry/config".into(),
+            data: "/var/lib/skerry/data".into(),
+            console: "/var/lib/skerry-console".into(),
+            socket: "/run/skerry/admin.sock".into(),
+            listeners: [443, 8448].map(|port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).to_vec(),
+            group: Some(SERVER_GROUP),
+        }
+    }
+
+    /// The same below a folder, for whoever runs this.
+    #[cfg(test)]
+    pub(crate) fn below(dir: &Path) -> Self {
+        let console = dir.join("console");
+        fs::create_dir_all(&console).unwrap();
+        let (config, data, socket) = (dir.join("config"), dir.join("data"), dir.join("admin.sock"));
+        Self { config, data, console, socket, listeners: vec![SocketAddr::from(([127, 0, 0, 1], 0))], group: None }
+    }
+
+    pub(crate) fn settings(&self) -> PathBuf {
+        self.config.join("skerry.toml")
+    }
+
+    /// A box is set up once the server has settings: they are written last.
+    pub(crate) fn is_set_up(&self) -> bool {
+        self.settings().exists()
+    }
+
+    pub(crate) fn authority(&self) -> PathBuf {
+        self.config.join("tls/ca.pem")
+    }
+
+    pub(crate) fn authority_key(&self) -> PathBuf {
+        self.console.join("ca.key")
+    }
+
+    pub(crate) fn purpose(&self) -> PathBuf {
+        self.console.join("certificate.json")
+    }
+
+    /// The first account, until the server has it.
+    pub(crate) fn first_admin(&self) -> PathBuf {
+        self.console.join("first-admin.json")
+    }
+
+    /// Writes everything. Cut short at any point, the box is as if nothing had been written.
+    pub(crate) fn write(&self, setup: &Setup, papers: &Papers, memory_mib: u64) -> Result<()> {
+        let admin = json!({ "username": setup.admin.username, "password": setup.admin.password });
+        self.secret(&self.first_admin(), &admin.to_string())?;
+        self.write_network(&setup.network)?;
+        self.write_reach(setup.reach)?;
+        self.write_papers(papers)?;
+        self.shared(&self.settings(), &self.server_settings(setup, papers.authority.is_some(), memory_mib))
+    }
+
+    pub(crate) fn write_network(&self, network: &Network) -> Result<()> {
+        self.public(&self.config.join("network/10-site.network"), &networkd(network))
+    }
+
+    fn write_reach(&self, reach: Reach) -> Result<()> {
+        let mark = self.config.join("site");
+        match reach {
+            Reach::Site => self.public(&mark, "The server may reach private addresses.\n"),
+            Reach::Nothing if mark.exists() => Ok(fs::remove_file(mark)?),
+            Reach::Nothing => Ok(()),
+        }
+    }
+
+    pub(crate) fn write_papers(&self, papers: &Papers) -> Result<()> {
+        let tls = self.config.join("tls");
+        if let Some(authority) = &papers.authority {
+            self.public(&self.authority(), authority)?;
+        }
+        // Chain and key belong together: a server that starts in between says so, and is started again.
+        self.shared(&tls.join("server.key"), &papers.key)?;
+        self.public(&tls.join("server.pem"), &papers.chain)
+    }
+
+    pub(crate) fn forget_first_admin(&self) -> Result<()> {
+        fs::remove_file(self.first_admin()).context("the first account is still written down")
+    }
+
+    pub(crate) fn read_first_admin(&self) -> Option<Admin> {
+        let value: serde_json::Value = serde_json::from_slice(&fs::read(self.first_admin()).ok()?).ok()?;
+        let text = |key: &str| Some(value.get(key)?.as_str()?.to_owned());
+        Some(Admin { username: text("username")?, password: text("password")? })
+    }
+
+    fn server_settings(&self, setup: &Setup, has_authority: bool, memory_mib: u64) -> String {
+        let tls = self.config.join("tls");
+        let mut text = format!(
+            "# Written by the console at the first set-up. Yours to change; see the reference of all settings.\n\
+             server_name = {}\ndata_dir = {}\nmemory_budget = \"{}MiB\"\nadmin.socket = {}\n\
+             well_known.client_base_url = {}\n",
+            quoted(&setup.server_name),
+            quoted_path(&self.data),
+            budget_mib(memory_mib),
+            quoted_path(&self.socket),
+            quoted(&setup.url()),
+        );
+        if has_authority {
+            text.push_str(&format!("web.authority = {}\n", quoted_path(&self.authority())));
+        }
+        for address in &self.listeners {
+            text.push_str(&format!(
+                "\n[[listeners]]\nbind = \"{address}\"\ntrusted_proxies = []\ntls = {{ certificate = {}, key = {} }}\n",
+                quoted_path(&tls.join("server.pem")),
+                quoted_path(&tls.join("server.key")),
+            ));
+        }
+        text
+    }
+
+    /// For everybody on the box.
+    pub(crate) fn public(&self, path: &Path, text: &str) -> Result<()> {
+        self.replace(path, text, 0o644, None)
+    }
+
+    /// For root and the server.
+    fn shared(&self, path: &Path, text: &str) -> Result<()> {
+        self.replace(path, text, 0o640, self.group)
+    }
+
+    /// For root.
+    pub(crate) fn secret(&self, path: &Path, text: &str) -> Result<()> {
+        self.replace(path, text, 0o600, None)
+    }
+
+    /// Written whole or not at all, and on the disk when this returns.
+    fn replace(&self, path: &Path, text: &str, mode: u32, group: Option<u32>) -> Result<()> {
+        let at = || format!("writing {}", path.display());
+        let dir = path.parent().with_context(at)?;
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).with_context(at)?;
+        let draft = path.with_extension("new");
+        let _ = fs::remove_file(&draft);
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&draft).with_context(at)?;
+        file.write_all(text.as_bytes()).with_context(at)?;
+        if let Some(group) = group {
+            std::os::unix::fs::fchown(&file, None, Some(group)).with_context(at)?;
+        }
+        // The process's mask has no say in this.
+        file.set_permissions(fs::Permissions::from_mode(mode)).with_context(at)?;
+        file.sync_all().with_context(at)?;
+        fs::rename(&draft, path).with_context(at)?;
+        File::open(dir).and_then(|dir| dir.sync_all()).with_context(at)
+    }
+}
+
+/// JSON's strings are TOML's, too.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+fn quoted_path(path: &Path) -> String {
+    quoted(&path.to_string_lossy())
+}
+
+/// Half of the machine: the other half is for files in memory, and for what the server cannot count.
+fn budget_mib(memory_mib: u64) -> u64 {
+    (memory_mib / 2).clamp(256, 32 * 1024)
+}
+
+/// One file for all network cards: a box has one that is plugged in, or two that are bridged outside.
+fn networkd(network: &Network) -> String {
+    let mut text = "# Written by the console.\n[Match]\nType=ether\nKind=!*\n\n[Network]\nLLMNR=no\nMulticastDNS=no\n\
+                    LinkLocalAddressing=ipv6\n"
+        .to_owned();
+    match network {
+        Network::Dhcp => text.push_str("DHCP=yes\nIPv6AcceptRA=yes\n\n[DHCPv4]\nUseHostname=no\nUseNTP=no\n"),
+        Network::Static { address, gateway, dns } => {
+            text.push_str(&format!("DHCP=no\nIPv6AcceptRA=no\nAddress={address}\n"));
+            gateway.iter().for_each(|gateway| text.push_str(&format!("Gateway={gateway}\n")));
+            dns.iter().for_each(|server| text.push_str(&format!("DNS={server}\n")));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use homeserver::config::{Config, Overrides};
+
+    use super::super::setup::Certificate;
+    use super::*;
+
+    fn setup() -> Setup {
+        Setup {
+            server_name: "matrix.site.example".to_owned(),
+            address: "10.1.2.3".to_owned(),
+            network: Network::Static {
+                address: "10.1.2.3/24".parse().unwrap(),
+                gateway: Some("10.1.2.1".parse().unwrap()),
+                dns: Vec::new(),
+            },
+            reach: Reach::Site,
+            admin: Admin { username: "admin".to_owned(), password: "correct horse".to_owned() },
+            certificate: Certificate::Own,
+        }
+    }
+
+    fn papers() -> Papers {
+        Papers { chain: "chain".to_owned(), key: "key".to_owned(), authority: Some("authority".to_owned()) }
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn the_server_takes_the_settings() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::below(dir.path());
+        assert!(!layout.is_set_up());
+        layout.write(&setup(), &papers(), 4096).unwrap();
+        assert!(layout.is_set_up());
+        let config = Config::load(&Overrides { file: Some(layout.settings()), ..Overrides::default() }).unwrap();
+        assert_eq!(config.memory_budget.to_string(), "2GiB");
+        assert_eq!(config.admin_socket(), layout.socket);
+        assert_eq!(config.well_known.client_base_url.as_deref(), Some("https://10.1.2.3"));
+        assert!(config.listeners.iter().all(|listener| listener.tls.is_some() && listener.trusted_proxies.is_empty()));
+    }
+
+    #[test]
+    fn who_may_read_what() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::below(dir.path());
+        layout.write(&setup(), &papers(), 4096).unwrap();
+        let of = |name: &str| mode(&layout.config.join(name));
+        assert_eq!((of("skerry.toml"), of("tls/server.key"), of("tls/ca.pem")), (0o640, 0o640, 0o644));
+        assert_eq!((of("network/10-site.network"), mode(&layout.first_admin())), (0o644, 0o600));
+        assert!(layout.read_first_admin() == Some(setup().admin));
+        layout.forget_first_admin().unwrap();
+        assert!(layout.read_first_admin().is_none());
+    }
+
+    #[test]
+    fn the_site_is_in_reach_only_as_long_as_it_shall_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::below(dir.path());
+        for (reach, there) in [(Reach::Nothing, false), (Reach::Site, true), (Reach::Nothing, false)] {
+            layout.write_reach(reach).unwrap();
+            assert_eq!(layout.config.join("site").exists(), there);
+        }
+    }
+
+    #[test]
+    fn networks() {
+        let text = networkd(&setup().network);
+        assert!(text.contains("\nAddress=10.1.2.3/24\nGateway=10.1.2.1\n") && !text.contains("DHCP=yes"), "{text}");
+        assert!(networkd(&Network::Dhcp).contains("\nDHCP=yes\n"));
+    }
+
+    #[test]
+    fn memory() {
+        assert_eq!([128, 4096, 1 << 20].map(budget_mib), [256, 2048, 32 * 1024]);
+    }
+}

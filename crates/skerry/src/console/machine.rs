@@ -1,0 +1,98 @@
+//! What the console does to the machine, behind a trait, so that its steps can be tried without one.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use homeserver::admin::client;
+use homeserver::clock::Clock;
+use http::{Method, StatusCode};
+use serde_json::Value;
+use time::OffsetDateTime;
+
+/// A box, or what stands for one.
+pub(crate) trait Machine {
+    /// `systemctl` with these arguments.
+    fn systemctl(&mut self, args: &[&str]) -> Result<String, String>;
+    /// One request to the server's socket.
+    fn server(&mut self, method: Method, path: &str, body: Option<&Value>) -> Result<(StatusCode, Value), String>;
+    /// `skerry update` with these arguments, its output where ours goes. Whether it went well.
+    fn update(&mut self, args: &[&str]) -> Result<bool, String>;
+    /// The addresses under which others find this machine.
+    fn addresses(&self) -> Vec<IpAddr>;
+    fn memory_mib(&self) -> u64;
+    fn now(&self) -> OffsetDateTime;
+    /// A moment, before something is asked again.
+    fn pause(&mut self);
+}
+
+/// The box that this runs on.
+pub(crate) struct ThisMachine {
+    pub(crate) socket: PathBuf,
+}
+
+const PAUSE: Duration = Duration::from_millis(500);
+const SOON: Duration = Duration::from_secs(20);
+
+impl Machine for ThisMachine {
+    fn systemctl(&mut self, args: &[&str]) -> Result<String, String> {
+        let out = Command::new("systemctl").args(args).stdin(Stdio::null()).output();
+        let out = out.map_err(|cause| format!("systemctl: {cause}"))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        match out.status.success() {
+            true => Ok(text(&out.stdout)),
+            false => Err(format!("systemctl {}: {}{}", args.join(" "), text(&out.stdout), text(&out.stderr))),
+        }
+    }
+
+    fn server(&mut self, method: Method, path: &str, body: Option<&Value>) -> Result<(StatusCode, Value), String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|cause| cause.to_string())?;
+        runtime.block_on(client::call(&self.socket, method, path, body, SOON))
+    }
+
+    fn update(&mut self, args: &[&str]) -> Result<bool, String> {
+        let own = std::env::current_exe().map_err(|cause| cause.to_string())?;
+        let status = Command::new(own).arg("update").args(args).stdin(Stdio::null()).status();
+        Ok(status.map_err(|cause| format!("skerry update: {cause}"))?.success())
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+        let mut found: Vec<IpAddr> = interfaces
+            .filter_map(|interface| {
+                let address = interface.address?;
+                let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+                v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+            })
+            .filter(is_for_others)
+            .collect();
+        found.sort();
+        found.dedup();
+        found
+    }
+
+    fn memory_mib(&self) -> u64 {
+        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let kib =
+            text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
+        kib.unwrap_or(0_u64) / 1024
+    }
+
+    fn now(&self) -> OffsetDateTime {
+        let seconds = i64::try_from(Clock::system().now_ms() / 1000).unwrap_or(0);
+        OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    }
+
+    fn pause(&mut self) {
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn is_for_others(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
+        IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
+    }
+}

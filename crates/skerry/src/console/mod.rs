@@ -1,0 +1,129 @@
+//! `skerry console`: what an appliance shows on its screen and serial line instead of a login.
+//!
+//! Without a terminal of its own: lines in, lines out. A box that is not set up asks for what it needs (wizard.rs) or finds
+//! it on a stick (orders.rs); later it shows its status and a menu (menu.rs). Not here: updates (`skerry update`), which
+//! this calls.
+
+mod files;
+mod machine;
+mod menu;
+mod orders;
+mod papers;
+mod provision;
+#[cfg(test)]
+mod served_tests;
+mod setup;
+mod steps;
+mod stick;
+mod wizard;
+
+use std::fs::File;
+use std::io::{BufReader, Write as _};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+
+use self::files::Layout;
+use self::machine::{Machine as _, ThisMachine};
+use self::wizard::Terminal;
+
+#[derive(Args)]
+pub(crate) struct ConsoleArgs {
+    /// Do what a provisioning file on a stick says, once, and end.
+    #[arg(long, conflicts_with_all = ["renew", "emergency"])]
+    orders: bool,
+    /// Renew the server's certificate if it is due, and end.
+    #[arg(long, conflicts_with = "emergency")]
+    renew: bool,
+    /// Say what failed, wait for half a minute, and end.
+    #[arg(long)]
+    emergency: bool,
+}
+
+pub(crate) fn run(args: &ConsoleArgs) -> Result<ExitCode> {
+    let layout = Layout::of_the_box();
+    let mut machine = ThisMachine { socket: layout.socket.clone() };
+    match args {
+        ConsoleArgs { orders: true, .. } => orders(&layout, &mut machine)?,
+        ConsoleArgs { renew: true, .. } => {
+            if steps::renew(&layout, &mut machine)? {
+                println!("skerry: the server has a new certificate");
+            }
+        }
+        ConsoleArgs { emergency: true, .. } => emergency(&mut machine),
+        _ => converse(&layout, &mut machine)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Sticks show up some seconds after the kernel.
+fn orders(layout: &Layout, machine: &mut ThisMachine) -> Result<()> {
+    const ROUNDS: u32 = 16;
+    steps::finish(layout, machine)?;
+    let _only = only_one()?;
+    for _ in 0..ROUNDS {
+        if orders::look(layout, machine, &mut |line| println!("skerry: {line}"))? {
+            return Ok(());
+        }
+        machine.pause();
+    }
+    Ok(())
+}
+
+/// No shell stands behind this: what can be done is to look, and to try again.
+fn emergency(machine: &mut ThisMachine) {
+    const TIME_TO_READ: Duration = Duration::from_secs(30);
+    let failed = machine.systemctl(&["--failed", "--no-legend", "--plain", "--no-pager"]);
+    println!("skerry: this box did not start. What failed:\n{}", failed.unwrap_or_else(|why| why));
+    println!("skerry: it restarts in {} seconds", TIME_TO_READ.as_secs());
+    std::thread::sleep(TIME_TO_READ);
+}
+
+fn converse(layout: &Layout, machine: &mut ThisMachine) -> Result<()> {
+    let (input, output) = (BufReader::new(std::io::stdin()), std::io::stdout());
+    let mut terminal = Terminal { input, output, echo };
+    terminal.say(&format!("\nSkerry {}", env!("CARGO_PKG_VERSION")))?;
+    while !layout.is_set_up() {
+        terminal.line("\nThis box is not set up yet. Press Enter to begin. ")?;
+        let _only = match only_one() {
+            Ok(lock) => lock,
+            Err(why) => {
+                terminal.say(&format!("  {why:#}"))?;
+                continue;
+            }
+        };
+        if layout.is_set_up() {
+            break;
+        }
+        let setup = wizard::run(&mut terminal, &mut menu::site_papers)?;
+        terminal.say("\n  one moment; the first start takes a while ...")?;
+        match steps::set_up(&setup, layout, machine) {
+            Ok(done) => terminal.say(&format!("\nskerry: set up: {} administrator {}\n", done.url, done.username))?,
+            Err(why) => terminal.say(&format!("  {why:#}"))?,
+        }
+    }
+    if let Err(why) = steps::finish(layout, machine) {
+        terminal.say(&format!("  {why:#}"))?;
+    }
+    menu::run(&mut terminal, layout, machine)
+}
+
+/// Two consoles, or a console and a stick, do not set up one box at once.
+fn only_one() -> Result<Flock<File>> {
+    let file = File::create("/run/skerry-console.lock").context("the console's lock")?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| anyhow::Error::msg("this box is being set up elsewhere: at another console, or from a stick"))
+}
+
+/// On a line that is no terminal there is nothing to turn off.
+fn echo(on: bool) {
+    let terminal = std::io::stdin();
+    let Ok(mut settings) = tcgetattr(&terminal) else { return };
+    settings.local_flags.set(LocalFlags::ECHO, on);
+    let _ = std::io::stdout().flush();
+    let _ = tcsetattr(&terminal, SetArg::TCSANOW, &settings);
+}

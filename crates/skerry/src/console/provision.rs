@@ -1,0 +1,238 @@
+//! `skerry-provision.toml`: what a stick may order a box to do.
+//!
+//! Lives here: the file's keys, bounds and complaints. Not here: finding sticks (stick.rs), doing what is ordered (orders.rs).
+
+use std::net::IpAddr;
+
+use serde::Deserialize;
+
+use super::setup::{self, Admin, Certificate, Network, Setup};
+
+/// The file that is looked for, at the top of a stick.
+pub(crate) const FILE: &str = "skerry-provision.toml";
+/// Nobody writes that much by hand.
+pub(crate) const FILE_MAX_BYTES: u64 = 64 * 1024;
+/// A chain of certificates, or a key.
+pub(crate) const PEM_MAX_BYTES: u64 = 256 * 1024;
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Orders {
+    pub(crate) setup: Option<Setup>,
+    /// The name of an update file beside the order.
+    pub(crate) update: Option<String>,
+}
+
+/// Reads a file that lies beside the order, no longer than so many bytes.
+pub(crate) type Beside<'f> = &'f dyn Fn(&str, u64) -> Result<String, String>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    server_name: Option<String>,
+    address: Option<String>,
+    federation: Option<String>,
+    reach: Option<String>,
+    network: Option<NetworkTable>,
+    admin: Option<AdminTable>,
+    certificate: Option<CertificateTable>,
+    update: Option<UpdateTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NetworkTable {
+    #[serde(default)]
+    dhcp: bool,
+    address: Option<String>,
+    gateway: Option<String>,
+    #[serde(default)]
+    dns: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AdminTable {
+    username: Option<String>,
+    password: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CertificateTable {
+    chain: String,
+    key: String,
+    authority: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpdateTable {
+    file: String,
+}
+
+/// Reads an order.
+///
+/// # Errors
+/// The first thing that is wrong with it, with the key's name.
+pub(crate) fn parse(text: &str, beside: Beside<'_>) -> Result<Orders, String> {
+    let file: File = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+    let update = file.update.as_ref().map(|table| plain_name(&table.file)).transpose().map_err(at("update.file"))?;
+    let setup = match &file.server_name {
+        Some(name) => Some(file.setup(name, beside)?),
+        None if file.has_more_than_an_update() => return Err("server_name: is missing".to_owned()),
+        None => None,
+    };
+    if setup.is_none() && update.is_none() {
+        return Err("nothing is ordered: neither `server_name` nor `[update]` is there".to_owned());
+    }
+    Ok(Orders { setup, update })
+}
+
+fn at(key: &'static str) -> impl Fn(String) -> String {
+    move |why| format!("{key}: {why}")
+}
+
+impl File {
+    fn has_more_than_an_update(&self) -> bool {
+        let Self { address, federation, reach, network, admin, certificate, .. } = self;
+        let texts = [address, federation, reach];
+        texts.iter().any(|text| text.is_some()) || network.is_some() || admin.is_some() || certificate.is_some()
+    }
+
+    fn setup(&self, name: &str, beside: Beside<'_>) -> Result<Setup, String> {
+        let server_name = setup::server_name(name).map_err(at("server_name"))?;
+        let address = self.address.as_deref().unwrap_or_else(|| setup::host(&server_name));
+        setup::federation(self.federation.as_deref().unwrap_or("isolated")).map_err(at("federation"))?;
+        let admin = self.admin.as_ref().ok_or("admin.password: is missing")?;
+        Ok(Setup {
+            address: setup::address(address).map_err(at("address"))?,
+            reach: setup::reach(self.reach.as_deref().unwrap_or("nothing")).map_err(at("reach"))?,
+            network: self.network.as_ref().ok_or("network: is missing")?.network()?,
+            admin: admin.admin()?,
+            certificate: self.certificate.as_ref().map_or(Ok(Certificate::Own), |table| table.certificate(beside))?,
+            server_name,
+        })
+    }
+}
+
+impl NetworkTable {
+    fn network(&self) -> Result<Network, String> {
+        match (&self.address, self.dhcp) {
+            (Some(_), true) => Err("network: either `dhcp = true` or `address`, not both".to_owned()),
+            (None, false) => Err("network: needs `dhcp = true` or `address`".to_owned()),
+            (None, true) => Ok(Network::Dhcp),
+            (Some(address), false) => {
+                let address = address.parse().map_err(at("network.address"))?;
+                let gateway = self.gateway.as_deref().map(setup::ip).transpose().map_err(at("network.gateway"))?;
+                let dns: Result<Vec<IpAddr>, String> = self.dns.iter().map(|text| setup::ip(text)).collect();
+                setup::network(address, gateway, dns.map_err(at("network.dns"))?).map_err(at("network.gateway"))
+            }
+        }
+    }
+}
+
+impl AdminTable {
+    fn admin(&self) -> Result<Admin, String> {
+        let username = self.username.as_deref().unwrap_or("admin");
+        Ok(Admin {
+            username: setup::username(username).map_err(at("admin.username"))?,
+            password: setup::password(&self.password).map_err(at("admin.password"))?,
+        })
+    }
+}
+
+impl CertificateTable {
+    fn certificate(&self, beside: Beside<'_>) -> Result<Certificate, String> {
+        let read = |key: &'static str, name: &str| {
+            plain_name(name).and_then(|name| beside(&name, PEM_MAX_BYTES)).map_err(at(key))
+        };
+        Ok(Certificate::Site {
+            chain: read("certificate.chain", &self.chain)?,
+            key: read("certificate.key", &self.key)?,
+            authority: self.authority.as_ref().map(|name| read("certificate.authority", name)).transpose()?,
+        })
+    }
+}
+
+/// A file beside the order, and nowhere else.
+fn plain_name(name: &str) -> Result<String, String> {
+    let odd = name.is_empty() || name.starts_with('.') || name.len() > 200 || name.contains(['/', '\\', '\0', '\n']);
+    if odd { Err(format!("{name:?} is not the name of a file beside this one")) } else { Ok(name.to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WHOLE: &str = "server_name = \"matrix.site.example\"\naddress = \"10.1.2.3\"\nfederation = \"isolated\"\n\
+        reach = \"site\"\n[network]\naddress = \"10.1.2.3/24\"\ngateway = \"10.1.2.1\"\ndns = [\"10.1.2.1\"]\n[admin]\n\
+        username = \"root\"\npassword = \"correct horse\"\n[certificate]\nchain = \"server.pem\"\nkey = \"server.key\"\n\
+        [update]\nfile = \"skerry-2.skerry\"\n";
+    const SHORT: &str = "server_name = \"box\"\nnetwork.dhcp = true\nadmin.password = \"correct horse\"\n";
+
+    fn read(text: &str) -> Result<Orders, String> {
+        parse(text, &|name, _| Ok(format!("what {name} holds")))
+    }
+
+    #[test]
+    fn everything_at_once() {
+        let orders = read(WHOLE).unwrap();
+        assert_eq!(orders.update.as_deref(), Some("skerry-2.skerry"));
+        let setup = orders.setup.unwrap();
+        assert_eq!((setup.url().as_str(), setup.host()), ("https://10.1.2.3", "matrix.site.example"));
+        assert_eq!(setup.admin.username, "root");
+        let held = |name: &str| format!("what {name} holds");
+        let (chain, key) = (held("server.pem"), held("server.key"));
+        assert!(setup.certificate == Certificate::Site { chain, key, authority: None });
+    }
+
+    #[test]
+    fn little_is_enough() {
+        let setup = read(SHORT).unwrap().setup.unwrap();
+        assert_eq!(
+            (setup.url().as_str(), setup.network, setup.reach),
+            ("https://box", Network::Dhcp, setup::Reach::Nothing)
+        );
+        assert_eq!(setup.admin.username, "admin");
+        assert!(read("[update]\nfile = \"a.skerry\"").unwrap().setup.is_none());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let check = |text: &str, key: &str| {
+            let why = read(text).unwrap_err();
+            assert!(why.contains(key), "{text}\n=> {why}");
+        };
+        check("", "nothing is ordered");
+        check("servername = \"x\"", "servername");
+        check("address = \"10.0.0.1\"", "server_name: is missing");
+        check("server_name = \"x\"\nnetwork.dhcp = true", "admin.password: is missing");
+        check("server_name = \"x\"\nadmin.password = \"correct horse\"", "network: is missing");
+        for (from, to, key) in [
+            ("server_name = \"box\"", "server_name = \"a b\"", "server_name: "),
+            ("dhcp = true", "dhcp = false", "network: needs"),
+            ("dhcp = true", "address = \"10.0.0.1\"", "network.address: "),
+            ("correct horse", "short", "admin.password: "),
+        ] {
+            check(&SHORT.replace(from, to), key);
+        }
+        for (from, to, key) in [
+            ("10.1.2.1\"\ndns", "10.9.9.9\"\ndns", "network.gateway: "),
+            ("[network]", "[network]\ndhcp = true", "not both"),
+            ("skerry-2.skerry", "../x", "update.file: "),
+            ("server.key", "/etc/shadow", "certificate.key: "),
+            ("isolated", "closed", "federation: "),
+            ("\"site\"", "\"world\"", "reach: "),
+            ("root", "Root", "admin.username: "),
+        ] {
+            check(&WHOLE.replace(from, to), key);
+        }
+    }
+
+    #[test]
+    fn files_that_cannot_be_read_are_named() {
+        let why = parse(WHOLE, &|name, _| Err(format!("{name} is too long"))).unwrap_err();
+        assert_eq!(why, "certificate.chain: server.pem is too long");
+    }
+}

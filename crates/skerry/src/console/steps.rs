@@ -1,0 +1,376 @@
+//! What is done with a set-up: certificates, files, services, the first account; and later what keeps them good.
+//!
+//! Lives here: the order of the steps, over `Machine`. Not here: where answers come from (wizard.rs, provision.rs).
+
+use std::fs;
+
+use anyhow::{Context as _, Result, bail};
+use homeserver::config::Tls;
+use homeserver::http::listener::Certificate as Loaded;
+use http::{Method, StatusCode};
+use serde_json::json;
+
+use super::files::{Layout, Papers};
+use super::machine::Machine;
+use super::papers::{Authority, Purpose, fingerprint, is_private};
+use super::setup::{Admin, Certificate, Network, Setup};
+use crate::admin::encoded;
+
+/// Pauses of half a second. Emulated machines take minutes for the first start.
+const SERVER_ROUNDS: u32 = 1200;
+const ADDRESS_ROUNDS: u32 = 60;
+
+/// What the officer at the console is told in the end.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Done {
+    pub(crate) url: String,
+    pub(crate) username: String,
+    pub(crate) fingerprint: Option<String>,
+}
+
+/// The first set-up, from certificates to the first account.
+pub(crate) fn set_up(setup: &Setup, layout: &Layout, machine: &mut impl Machine) -> Result<Done> {
+    if layout.is_set_up() {
+        bail!("this box is set up already");
+    }
+    // The site's own papers are looked at before anything changes.
+    if let Certificate::Site { chain, key, .. } = &setup.certificate {
+        fit(chain, key)?;
+    }
+    layout.write_network(&setup.network)?;
+    restart_network(machine)?;
+    await_address(setup, machine);
+    let papers = papers(setup, layout, machine)?;
+    layout.write(setup, &papers, machine.memory_mib())?;
+    start(layout, machine)?;
+    finish(layout, machine)?;
+    let fingerprint = papers.authority.as_deref().and_then(fingerprint);
+    Ok(Done { url: setup.url(), username: setup.admin.username.clone(), fingerprint })
+}
+
+/// Opens the first account as soon as the server answers. Does nothing when that was done.
+pub(crate) fn finish(layout: &Layout, machine: &mut impl Machine) -> Result<()> {
+    let Some(admin) = layout.read_first_admin() else { return Ok(()) };
+    await_server(machine)?;
+    let body = json!({ "username": admin.username, "password": admin.password, "admin": true });
+    let (status, answer) = machine.server(Method::POST, "/users", Some(&body)).map_err(anyhow::Error::msg)?;
+    // Cut between the account and the removal of this file, the account is there, and takes the password once more.
+    if !status.is_success() && reset_password(&admin, machine).is_err() {
+        bail!("the first account: {}", answer["error"].as_str().unwrap_or(status.as_str()));
+    }
+    layout.forget_first_admin()
+}
+
+pub(crate) fn restart_network(machine: &mut impl Machine) -> Result<()> {
+    machine.systemctl(&["restart", "systemd-networkd.service"]).map_err(anyhow::Error::msg)?;
+    Ok(())
+}
+
+fn start(layout: &Layout, machine: &mut impl Machine) -> Result<()> {
+    let mut call = |args: &[&str]| machine.systemctl(args).map_err(anyhow::Error::msg);
+    if layout.config.join("site").exists() {
+        call(&["restart", "skerry-reach.service"])?;
+    }
+    call(&["start", "skerry.socket"])?;
+    call(&["restart", "--no-block", "skerry.service"])?;
+    Ok(())
+}
+
+fn await_server(machine: &mut impl Machine) -> Result<()> {
+    for _ in 0..SERVER_ROUNDS {
+        if machine.server(Method::GET, "/health", None).is_ok() {
+            return Ok(());
+        }
+        machine.pause();
+    }
+    bail!("the server does not start; see what it says under `status`")
+}
+
+/// With DHCP, the address is part of the certificate when it comes in time. It is issued anew when it changes.
+fn await_address(setup: &Setup, machine: &mut impl Machine) {
+    let mut rounds = if setup.network == Network::Dhcp { ADDRESS_ROUNDS } else { 0 };
+    while rounds > 0 && machine.addresses().is_empty() {
+        machine.pause();
+        rounds -= 1;
+    }
+}
+
+// ---- certificates ------------------------------------------------------------------------------------------------
+
+fn papers(setup: &Setup, layout: &Layout, machine: &impl Machine) -> Result<Papers> {
+    if let Certificate::Site { chain, key, authority } = &setup.certificate {
+        return Ok(Papers { chain: chain.clone(), key: key.clone(), authority: authority.clone() });
+    }
+    let mut domains = vec![setup.host().to_owned(), setup.address.clone()];
+    domains.dedup();
+    let authority = Authority::new(&domains)?;
+    let now = machine.now();
+    let mut papers = issue(&authority, &domains, setup_address(setup), layout, machine)?;
+    papers.authority = Some(authority.certificate(now)?);
+    layout.secret(&layout.authority_key(), &authority.key_pem())?;
+    Ok(papers)
+}
+
+/// A fixed address counts before any network card has it.
+fn setup_address(setup: &Setup) -> Option<String> {
+    match &setup.network {
+        Network::Static { address, .. } if is_private(address.address) => Some(address.address.to_string()),
+        _ => None,
+    }
+}
+
+fn issue(
+    authority: &Authority,
+    domains: &[String],
+    more: Option<String>,
+    layout: &Layout,
+    machine: &impl Machine,
+) -> Result<Papers> {
+    let mut names = names(domains, machine);
+    names.extend(more.filter(|name| !names.contains(name)));
+    let now = machine.now();
+    let issued = authority.issue(&names, now)?;
+    let purpose = Purpose { domains: domains.to_vec(), names, issued: now.unix_timestamp() };
+    layout.secret(&layout.purpose(), &serde_json::to_string(&purpose)?)?;
+    Ok(Papers { chain: issued.chain_pem, key: issued.key_pem, authority: None })
+}
+
+/// What the server's certificate is to be good for at this moment.
+fn names(domains: &[String], machine: &impl Machine) -> Vec<String> {
+    let here =
+        machine.addresses().into_iter().filter(|address| is_private(*address)).map(|address| address.to_string());
+    let own = domains.iter().cloned().chain(["localhost".to_owned(), "127.0.0.1".to_owned()]);
+    let mut names = Vec::new();
+    own.chain(here).for_each(|name| {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    });
+    names
+}
+
+/// Issues the server's certificate anew when it is due, and tells the server. Whether it was.
+pub(crate) fn renew(layout: &Layout, machine: &mut impl Machine) -> Result<bool> {
+    // Without this file the certificate is the site's.
+    let Ok(text) = fs::read(layout.purpose()) else { return Ok(false) };
+    let purpose: Purpose = serde_json::from_slice(&text).context("what the certificate is for")?;
+    if !layout.is_set_up() || !purpose.is_over(&names(&purpose.domains, machine), machine.now()) {
+        return Ok(false);
+    }
+    let key = fs::read_to_string(layout.authority_key()).context("the authority's key")?;
+    let authority = Authority::from_pem(&purpose.domains, &key)?;
+    let papers = issue(&authority, &purpose.domains, None, layout, machine)?;
+    layout.write_papers(&papers)?;
+    machine.systemctl(&["kill", "--signal=HUP", "skerry.service"]).map_err(anyhow::Error::msg)?;
+    Ok(true)
+}
+
+/// Whether a key is that of the certificate, as the server will see it.
+fn fit(chain: &str, key: &str) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let files = Tls { certificate: dir.path().join("chain.pem"), key: dir.path().join("key.pem") };
+    fs::write(&files.certificate, chain)?;
+    fs::write(&files.key, key)?;
+    // Paths of this moment tell nobody anything.
+    let short = |why: String| why.replace(&format!("{}/", dir.path().display()), "");
+    Loaded::load(&files).map(|_| ()).map_err(|why| anyhow::Error::msg(short(why)))
+}
+
+// ---- later -------------------------------------------------------------------------------------------------------
+
+pub(crate) fn reset_password(admin: &Admin, machine: &mut impl Machine) -> Result<()> {
+    let body = json!({ "password": admin.password, "log_out": true });
+    let path = format!("/users/{}/password", encoded(&admin.username));
+    let (status, answer) = machine.server(Method::POST, &path, Some(&body)).map_err(anyhow::Error::msg)?;
+    match status {
+        StatusCode::OK => Ok(()),
+        _ => bail!("{}", answer["error"].as_str().unwrap_or(status.as_str())),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::net::IpAddr;
+
+    use serde_json::Value;
+    use time::{Duration, OffsetDateTime};
+
+    use super::super::setup::Reach;
+    use super::*;
+
+    /// A machine that writes down what it is asked to do.
+    pub(crate) struct Fake {
+        pub(crate) calls: Vec<String>,
+        pub(crate) addresses: Vec<IpAddr>,
+        pub(crate) now: OffsetDateTime,
+        pub(crate) update_goes_well: bool,
+        /// Rounds until the server answers.
+        pub(crate) server_in: u32,
+        /// Paths for which the server has a refusal.
+        pub(crate) refused: Vec<&'static str>,
+    }
+
+    impl Default for Fake {
+        fn default() -> Self {
+            Self {
+                calls: Vec::new(),
+                addresses: vec!["10.0.2.15".parse().unwrap()],
+                now: OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap(),
+                update_goes_well: true,
+                server_in: 0,
+                refused: Vec::new(),
+            }
+        }
+    }
+
+    impl Machine for Fake {
+        fn systemctl(&mut self, args: &[&str]) -> Result<String, String> {
+            self.calls.push(format!("systemctl {}", args.join(" ")));
+            Ok(String::new())
+        }
+
+        fn server(&mut self, method: Method, path: &str, body: Option<&Value>) -> Result<(StatusCode, Value), String> {
+            if self.server_in > 0 {
+                return Err("no server".to_owned());
+            }
+            let body = body.map(|body| format!(" {body}")).unwrap_or_default();
+            self.calls.push(format!("{method} {path}{body}"));
+            match self.refused.contains(&path) {
+                true => Ok((StatusCode::BAD_REQUEST, json!({ "error": "why" }))),
+                false => Ok((StatusCode::OK, json!({}))),
+            }
+        }
+
+        fn update(&mut self, args: &[&str]) -> Result<bool, String> {
+            self.calls.push(format!("update {}", args.join(" ")));
+            Ok(self.update_goes_well)
+        }
+
+        fn addresses(&self) -> Vec<IpAddr> {
+            self.addresses.clone()
+        }
+
+        fn memory_mib(&self) -> u64 {
+            1024
+        }
+
+        fn now(&self) -> OffsetDateTime {
+            self.now
+        }
+
+        fn pause(&mut self) {
+            self.server_in = self.server_in.saturating_sub(1);
+        }
+    }
+
+    fn setup() -> Setup {
+        Setup {
+            server_name: "box.example".to_owned(),
+            address: "box.example".to_owned(),
+            network: Network::Dhcp,
+            reach: Reach::Site,
+            admin: Admin { username: "admin".to_owned(), password: "correct horse".to_owned() },
+            certificate: Certificate::Own,
+        }
+    }
+
+    fn world() -> (tempfile::TempDir, Layout, Fake) {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::below(dir.path());
+        (dir, layout, Fake::default())
+    }
+
+    fn purpose(layout: &Layout) -> Purpose {
+        serde_json::from_slice(&fs::read(layout.purpose()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_steps_of_a_first_set_up() {
+        let (_dir, layout, mut machine) = world();
+        machine.server_in = 3;
+        let done = set_up(&setup(), &layout, &mut machine).unwrap();
+        assert_eq!((done.url.as_str(), done.username.as_str()), ("https://box.example", "admin"));
+        let pem = fs::read_to_string(layout.authority()).unwrap();
+        assert_eq!(done.fingerprint, fingerprint(&pem));
+        let expected = [
+            "systemctl restart systemd-networkd.service",
+            "systemctl restart skerry-reach.service",
+            "systemctl start skerry.socket",
+            "systemctl restart --no-block skerry.service",
+            "GET /health",
+            "POST /users {\"admin\":true,\"password\":\"correct horse\",\"username\":\"admin\"}",
+        ];
+        assert_eq!(machine.calls, expected);
+        assert_eq!(purpose(&layout).names, ["box.example", "localhost", "127.0.0.1", "10.0.2.15"]);
+        assert!(!layout.first_admin().exists());
+        assert!(set_up(&setup(), &layout, &mut machine).is_err_and(|why| why.to_string().contains("already")));
+    }
+
+    #[test]
+    fn an_account_that_was_not_opened_in_time_is_opened_later() {
+        let (_dir, layout, mut machine) = world();
+        machine.server_in = u32::MAX;
+        assert!(set_up(&setup(), &layout, &mut machine).is_err());
+        assert!(layout.first_admin().exists());
+        machine = Fake { refused: vec!["/users"], ..Fake::default() };
+        finish(&layout, &mut machine).unwrap();
+        assert!(machine.calls.last().is_some_and(|call| call.starts_with("POST /users/admin/password ")));
+        assert!(!layout.first_admin().exists());
+    }
+
+    #[test]
+    fn an_account_that_is_refused_is_kept_for_later() {
+        let (_dir, layout, mut machine) = world();
+        machine.refused = vec!["/users", "/users/admin/password"];
+        let said = set_up(&setup(), &layout, &mut machine).unwrap_err().to_string();
+        assert_eq!(said, "the first account: why");
+        assert!(layout.first_admin().exists());
+        machine.refused.clear();
+        finish(&layout, &mut machine).unwrap();
+        assert!(!layout.first_admin().exists());
+    }
+
+    #[test]
+    fn a_key_that_does_not_fit_changes_nothing() {
+        let (_dir, layout, mut machine) = world();
+        let authority = Authority::new(&["box.example".to_owned()]).unwrap();
+        let issue = || authority.issue(&["box.example".to_owned()], machine.now).unwrap();
+        let (one, other) = (issue(), issue());
+        let with = |key: &str| Setup {
+            certificate: Certificate::Site { chain: one.chain_pem.clone(), key: key.to_owned(), authority: None },
+            ..setup()
+        };
+        for bad in [other.key_pem.as_str(), "no key"] {
+            assert!(set_up(&with(bad), &layout, &mut machine).is_err());
+        }
+        assert!(machine.calls.is_empty() && !layout.is_set_up());
+        set_up(&with(&one.key_pem), &layout, &mut machine).unwrap();
+        // The site's certificate is the site's to renew.
+        machine.now += Duration::days(5000);
+        assert!(!renew(&layout, &mut machine).unwrap());
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_when_it_ends_or_the_address_changes() {
+        let (_dir, layout, mut machine) = world();
+        set_up(&setup(), &layout, &mut machine).unwrap();
+        let authority = fs::read(layout.authority()).unwrap();
+        assert!(!renew(&layout, &mut machine).unwrap());
+        machine.addresses = vec!["10.0.2.99".parse().unwrap()];
+        assert!(renew(&layout, &mut machine).unwrap());
+        assert!(purpose(&layout).names.contains(&"10.0.2.99".to_owned()));
+        assert_eq!(machine.calls.last().unwrap(), "systemctl kill --signal=HUP skerry.service");
+        machine.now += Duration::days(700);
+        assert!(renew(&layout, &mut machine).unwrap());
+        assert!(!renew(&layout, &mut machine).unwrap());
+        let (chain, key) = (layout.config.join("tls/server.pem"), layout.config.join("tls/server.key"));
+        fit(&fs::read_to_string(chain).unwrap(), &fs::read_to_string(key).unwrap()).unwrap();
+        assert_eq!(fs::read(layout.authority()).unwrap(), authority);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said_without_paths() {
+        let said = fit("no", "no").unwrap_err().to_string();
+        assert!(said.starts_with("certificate chain.pem: "), "{said}");
+    }
+}
