@@ -1,0 +1,39 @@
+//! The server and its data as the updater sees them. Knows no socket and no engine: the binary brings those.
+
+use std::io;
+
+/// What the updater asks of the server, and does to its data.
+pub trait Host {
+    /// Clients are told to wait, nothing is written any more, and a checkpoint of this name holds everything that was ever
+    /// acknowledged; it is durable. A checkpoint of this name that is there already is made anew.
+    ///
+    /// # Errors
+    /// In words for people. Then clients are served as before.
+    fn freeze(&self, checkpoint: &str) -> Result<(), String>;
+    /// Clients are served again.
+    ///
+    /// # Errors
+    /// In words for people.
+    fn thaw(&self) -> Result<(), String>;
+    /// The format of the database.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn store_format(&self) -> io::Result<u32>;
+    /// Whether a trial may have changed the data since [`Host::clear`].
+    ///
+    /// # Errors
+    /// The data folder cannot be read.
+    fn touched(&self) -> io::Result<bool>;
+    /// Puts a checkpoint in the place of the database. The server does not run. Where there is no such checkpoint, it has
+    /// been put back already: nothing happens.
+    ///
+    /// # Errors
+    /// The data folder cannot be written.
+    fn restore(&self, checkpoint: &str) -> io::Result<()>;
+    /// Deletes all checkpoints and what a restoration has left, and forgets that the data was touched.
+    ///
+    /// # Errors
+    /// The data folder cannot be written.
+    fn clear(&self) -> io::Result<()>;
+}

@@ -1,0 +1,187 @@
+//! Where the box stands: one small file, replaced in one step at every transition.
+//!
+//! Lives here: the states and the file. Not here: what to do in which state (decide.rs).
+
+use std::io;
+
+use bundle::{Digest, Image, Manifest, Store};
+use serde::{Deserialize, Serialize};
+
+use crate::folder::Folder;
+use crate::history::Head;
+
+const FILE: &str = "state.json";
+const FORMAT: u32 = 1;
+const LARGEST: usize = 1024 * 1024;
+
+/// What the box knows about its releases.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Journal {
+    pub format: u32,
+    pub state: State,
+    /// The release that counts: it runs, or it is what a trial that fails goes back to.
+    pub running: Release,
+    /// What the other slot holds, while it can be booted.
+    pub other: Option<Release>,
+    /// The lowest security version that may be installed.
+    pub floor: u64,
+    /// The newest root document that was followed to.
+    pub root: Option<String>,
+    /// The newest release that this box has ever seen a good file of.
+    pub newest: Option<Newest>,
+    /// How many installations were begun.
+    pub attempts: u64,
+    /// The last line of the history.
+    pub log: Option<Head>,
+    /// Why the last update did not come to stay, in words.
+    pub failure: Option<String>,
+}
+
+/// A release, as much of it as matters here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Release {
+    pub version: String,
+    pub security_version: u64,
+    /// The formats of the database that it reads.
+    pub store: Store,
+    /// What it consists of; not known of the one that the box was made with.
+    pub image: Option<Image>,
+}
+
+/// The newest release that was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Newest {
+    pub version: String,
+    /// When it was made, in seconds since 1970.
+    pub built_s: u64,
+}
+
+/// A step of an update. The comments say what is safe to do for whoever wakes up in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum State {
+    /// Nothing is going on. Safe: nothing to do but to tidy up.
+    Idle,
+    /// The slot that does not run is being written, or waits to be armed. Nothing boots it. Safe: to throw it away, or, if
+    /// it is whole, to leave it waiting.
+    Staged { to: Release, whole: bool, by: String, approved_by: Option<String> },
+    /// The checkpoint is taken, the boot entry is about to be there, or is. Safe: to see which release was booted.
+    Armed { to: Release, checkpoint: String },
+    /// The new release was booted and has not proven itself. Safe: to go on trying while it runs; to fall back when the old
+    /// one runs.
+    Trial { to: Release, checkpoint: String },
+    /// The old release is to stay. Safe: to put the data back and to throw the new one away, again if need be.
+    Fallback { from: Release, checkpoint: Option<String>, reason: Reason },
+}
+
+/// Why a release was left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Reason {
+    /// The power went before the boot entry was there.
+    Interrupted,
+    /// The entry was there; the boot loader took another.
+    NotChosen,
+    /// It was tried as often as it may be.
+    DidNotStart { tries: u32 },
+    /// It ran, and found itself unfit.
+    Unfit { what: String },
+    /// Somebody wanted it.
+    Asked { by: String },
+}
+
+impl Journal {
+    /// That of a box which has never been updated.
+    pub fn new(running: Release) -> Self {
+        let floor = running.security_version;
+        Self {
+            format: FORMAT,
+            state: State::Idle,
+            running,
+            other: None,
+            floor,
+            root: None,
+            newest: None,
+            attempts: 0,
+            log: None,
+            failure: None,
+        }
+    }
+
+    /// The journal, or nothing if there is none yet.
+    ///
+    /// # Errors
+    /// It cannot be read, or is of another format.
+    pub fn load(state: &dyn Folder) -> io::Result<Option<Self>> {
+        let Some(bytes) = state.load(FILE, LARGEST)? else { return Ok(None) };
+        let bad = |why: String| io::Error::other(format!("the updater's journal (state.json): {why}"));
+        let journal: Self = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
+        if journal.format != FORMAT {
+            return Err(bad(format!("it is of format {}", journal.format)));
+        }
+        Ok(Some(journal))
+    }
+
+    /// Durable when it returns; before that the old one is.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn store(&self, state: &dyn Folder) -> io::Result<()> {
+        let bytes = serde_json::to_vec(self).map_err(io::Error::from)?;
+        state.replace(FILE, &bytes)
+    }
+}
+
+impl Release {
+    /// What a signed release says of itself for this machine's image.
+    pub fn of(manifest: &Manifest, image: &Image) -> Self {
+        Self {
+            version: manifest.version.clone(),
+            security_version: manifest.security_version,
+            store: manifest.store,
+            image: Some(image.clone()),
+        }
+    }
+
+    pub fn root_hash(&self) -> Option<Digest> {
+        self.image.as_ref().map(|image| image.root_hash)
+    }
+}
+
+impl State {
+    /// For people and scripts: one word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Staged { whole: false, .. } => "writing",
+            Self::Staged { .. } => "staged",
+            Self::Armed { .. } => "armed",
+            Self::Trial { .. } => "trial",
+            Self::Fallback { .. } => "fallback",
+        }
+    }
+
+    /// The release that is on its way in or out.
+    pub fn release(&self) -> Option<&Release> {
+        match self {
+            Self::Idle => None,
+            Self::Staged { to, .. } | Self::Armed { to, .. } | Self::Trial { to, .. } => Some(to),
+            Self::Fallback { from, .. } => Some(from),
+        }
+    }
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Interrupted => f.write_str("the power went before the switch; nothing was lost"),
+            Self::NotChosen => f.write_str("the boot loader did not take it"),
+            Self::DidNotStart { tries } => write!(f, "it did not come up in {tries} tries"),
+            Self::Unfit { what } => write!(f, "it came up, but: {what}"),
+            Self::Asked { by } => write!(f, "{by} asked for it"),
+        }
+    }
+}
