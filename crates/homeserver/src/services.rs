@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api;
 use crate::appservice::queries::Questions;
+use crate::appservice::waiting::Troubles;
 use crate::auth::Auth;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -56,6 +57,8 @@ pub struct Services {
     pub appservices: Registrations,
     /// Questions to application services.
     pub questions: Questions,
+    /// What application services do not take.
+    pub troubles: Troubles,
     /// The web client on board.
     pub web: Web,
     /// The one gate to the outside.
@@ -116,6 +119,7 @@ impl App {
             signing_key,
             appservices,
             questions: Questions::default(),
+            troubles: Troubles::default(),
             config,
             clock,
             rng,

@@ -12,7 +12,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
 use crate::SettingsArgs;
-use crate::desk::{self, MediaVerb, Page, ReportVerb, RoomVerb, TokenVerb};
+use crate::desk::{self, MediaVerb, Page, ReportVerb, RoomVerb, ServiceVerb, TokenVerb};
 
 #[derive(Args)]
 pub(crate) struct AdminArgs {
@@ -57,6 +57,11 @@ enum AdminVerb {
     Report {
         #[command(subcommand)]
         verb: ReportVerb,
+    },
+    /// Application services.
+    Service {
+        #[command(subcommand)]
+        verb: ServiceVerb,
     },
     /// Tell a user something in the name of the server.
     Notice { user: String, text: String },
@@ -143,6 +148,7 @@ impl AdminVerb {
             Self::Media { verb } => Ok(verb.call()),
             Self::Token { verb } => Ok(verb.call()),
             Self::Report { verb } => Ok(verb.call()),
+            Self::Service { verb } => Ok(verb.call()),
             Self::Notice { user, text } => Ok(desk::notice(&user, &text)),
             Self::Tasks => Ok(desk::tasks()),
         }

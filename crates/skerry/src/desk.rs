@@ -1,4 +1,4 @@
-//! `skerry admin room|media|token|report|task`, and more about users: the endpoints that administration consoles use, too.
+//! `skerry admin room|media|token|report|service|task`, and more about users: the endpoints that administration consoles use, too.
 
 use clap::Subcommand;
 use http::Method;
@@ -109,6 +109,34 @@ pub(crate) enum ReportVerb {
     },
     /// Show a report of an event.
     Show { id: u64 },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ServiceVerb {
+    /// List application services, what each was not told yet, and why.
+    List,
+    /// Show how one stands.
+    Show { id: String },
+    /// Go on without a transaction that a service will never take: it never hears of what is in it.
+    Skip {
+        id: String,
+        /// The number of the transaction, as `show` has it.
+        transaction: u64,
+    },
+}
+
+impl ServiceVerb {
+    pub(crate) fn call(self) -> Call {
+        let get = |path: String| Call { method: Method::GET, path, body: None, within: SOON };
+        match self {
+            Self::List => get("/services".to_owned()),
+            Self::Show { id } => get(format!("/services/{}", encoded(&id))),
+            Self::Skip { id, transaction } => {
+                let (path, body) = (format!("/services/{}/skip", encoded(&id)), json!({ "transaction": transaction }));
+                Call { method: Method::POST, path, body: Some(body), within: SOON }
+            }
+        }
+    }
 }
 
 fn get(path: String) -> Call {

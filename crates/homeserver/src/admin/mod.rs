@@ -7,6 +7,7 @@ pub mod desk;
 pub mod doctor;
 pub mod metrics;
 pub mod register;
+pub mod services;
 pub mod users;
 
 use http::{Method, StatusCode};
@@ -20,6 +21,7 @@ pub fn routes() -> Routes {
         .raw(Method::GET, &["/health"], health)
         .raw(Method::GET, &["/doctor"], doctor::doctor)
         .raw(Method::POST, &["/compact"], compact)
+        .join(services::routes())
         .join(users::routes())
 }
 

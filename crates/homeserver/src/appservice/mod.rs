@@ -2,7 +2,7 @@
 //! the journal; whoever sends an event does not wait for it.
 //!
 //! - `interest`: which events a service hears of. `transaction`: what is put together for it. `calls`: asking a service.
-//! - `queries`: users, aliases and other networks that only a service knows.
+//! - `queries`: users, aliases and other networks that only a service knows. `waiting`: what a service does not take.
 //!
 //! A transaction is written down together with the cursor of the journal before it is sent, and is sent in the same
 //! words until the service acknowledges it: none is left out, none comes before another, and a service that sees one
@@ -14,6 +14,7 @@ pub mod queries;
 #[cfg(test)]
 mod tests;
 mod transaction;
+pub mod waiting;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use crate::App;
 use crate::background;
 use crate::config::registrations::Registration;
 use crate::error::{Error, Result};
-use crate::schema::{SERVICE_FOLLOWERS, SERVICE_TXNS, ServiceTxn, TO_DEVICE, USERS, topic};
+use crate::schema::{SERVICE_FOLLOWERS, SERVICE_TXNS, ServiceTxn, USERS, topic};
 use crate::users::accounts::{self, NewAccount, Opener};
 use interest::Interest;
 use transaction::Draft;
@@ -93,6 +94,7 @@ async fn run(app: App, service: Arc<Registration>) {
         // What went well for some time is no row of failures.
         let lasted = app.clock.monotonic().saturating_sub(began) >= LONGEST_PAUSE;
         failures = if lasted { 1 } else { failures + 1 };
+        app.troubles.failed(&app, &service, &cause.to_string());
         tracing::warn!(service = service.id, %cause, "an application service has to wait");
         tokio::select! {
             () = app.shutdown.cancelled() => return,
@@ -207,6 +209,11 @@ impl<'a> Follower<'a> {
                 self.give_up().await?;
             }
             let nudges = self.here.nudges();
+            if self.failures > 0 && self.is_skipped()? {
+                (self.txn.body, self.failures) = (String::new(), 0);
+                self.txn.to_device.clear();
+                continue;
+            }
             let path = format!("transactions/{}", self.txn.number);
             let sent = tokio::select! {
                 sent = calls::call(self.app, self.service, Method::PUT, &path, Some(self.txn.body.clone().into())) => sent,
@@ -215,6 +222,7 @@ impl<'a> Follower<'a> {
             let cause = match sent {
                 Ok((status, _)) if status.is_success() => {
                     self.failures = 0;
+                    self.app.troubles.over(self.service);
                     self.acknowledged().await?;
                     continue;
                 }
@@ -222,6 +230,7 @@ impl<'a> Follower<'a> {
                 Err(cause) => cause.to_string(),
             };
             self.failures = self.failures.saturating_add(1);
+            self.app.troubles.failed(self.app, self.service, &cause);
             if self.failures == 1 {
                 tracing::warn!(service = self.service.id, cause, "an application service does not take a transaction");
             }
@@ -251,25 +260,16 @@ impl<'a> Follower<'a> {
 
     /// The service has it: the messages to devices in it are delivered.
     async fn acknowledged(&mut self) -> Result<()> {
-        let done = ServiceTxn { number: self.txn.number, ..ServiceTxn::default() };
-        let delivered = std::mem::take(&mut self.txn.to_device);
         let service = self.service;
-        let forget = |tx: &mut Tx| -> Result<()> {
-            for (user_id, device_id, through) in &delivered {
-                let (user_id, device_id) = (user_id.as_str(), device_id.as_str());
-                let span = TO_DEVICE.prefix((user_id, device_id)).through((user_id, device_id, Pos(*through)));
-                let rows: Vec<_> =
-                    tx.unchecked().scan(&TO_DEVICE, span.limit(MAX_ROWS)).keys().collect::<store::Result<_>>()?;
-                for (_, _, at) in rows {
-                    tx.delete(&TO_DEVICE, (user_id, device_id, at));
-                }
-            }
-            tx.put(&SERVICE_TXNS, &service.id, &done);
-            Ok(())
-        };
-        self.app.store.transact(forget).await?;
-        self.txn = done;
+        let txn = std::mem::take(&mut self.txn);
+        self.txn = self.app.store.transact(|tx| waiting::done_with(tx, &service.id, &txn)).await?.value;
         Ok(())
+    }
+
+    /// Whether an administrator decided to go on without the transaction under way.
+    fn is_skipped(&self) -> Result<bool> {
+        let row = self.app.store.snapshot().get(&SERVICE_TXNS, &self.service.id)?;
+        Ok(row.is_some_and(|row| row.number == self.txn.number && row.body.is_empty()))
     }
 
     fn until_save(&self) -> Duration {

@@ -69,6 +69,8 @@ pub struct Questions {
 const MAX_AT_ONCE: usize = 4;
 /// How long a question waits for its turn.
 const WAIT: Duration = Duration::from_secs(5);
+/// Of what is looked up in other networks; fields of networks are names, not texts.
+const MAX_QUERY_BYTES: usize = 2_048;
 const MAX_UNKNOWN: usize = 4_096;
 const UNKNOWN_MS: u64 = 60 * 1000;
 
@@ -174,16 +176,19 @@ pub async fn protocols(app: &App) -> Map<String, Value> {
 }
 
 /// What services say about users or locations (`kind`) of one network, or of all; `None`: no service bridges it.
-pub async fn lookup(app: &App, kind: &str, name: Option<&str>, query: &str) -> Option<Vec<Value>> {
+pub async fn lookup(app: &App, kind: &str, name: Option<&str>, query: &str) -> Result<Option<Vec<Value>>> {
+    if query.len() > MAX_QUERY_BYTES {
+        return Err(Error::too_large(format!("A query has no more than {MAX_QUERY_BYTES} bytes")));
+    }
     let services = bridging(app, name);
     if services.is_empty() {
-        return None;
+        return Ok(None);
     }
     let name = name.map(|name| format!("/{}", encoded(name))).unwrap_or_default();
     let own = |pair: &&str| !pair.is_empty() && !pair.starts_with("access_token=");
     let query = query.split('&').filter(own).collect::<Vec<_>>().join("&");
     let answers = ask_all(app, &services, &format!("thirdparty/{kind}{name}?{query}")).await;
-    Some(answers.into_iter().filter_map(|(_, answer)| answer.as_array().cloned()).flatten().collect())
+    Ok(Some(answers.into_iter().filter_map(|(_, answer)| answer.as_array().cloned()).flatten().collect()))
 }
 
 /// The name of a network in room directories.
@@ -210,6 +215,7 @@ fn bridging(app: &App, protocol: Option<&str>) -> Vec<Arc<Registration>> {
 /// What those say that answer.
 async fn ask_all(app: &App, services: &[Arc<Registration>], path: &str) -> Vec<(Arc<Registration>, Value)> {
     let answers = services.iter().map(|service| async move {
+        let _turn = app.questions.turn(&service.id).await.ok()?;
         match calls::call(app, service, Method::GET, path, None).await {
             Ok((status, body)) if status.is_success() => serde_json::from_slice::<Value>(&body).ok(),
             Ok(_) => None,

@@ -21,7 +21,7 @@ use crate::App;
 use crate::client::testing::{enc, next, ok, refused};
 use crate::config::Limit;
 use crate::error::ErrorCode;
-use crate::http::Local;
+use crate::http::{Local, Router};
 use crate::jobs::{self, tasks, tasks::Removal};
 use crate::schema::{HEADS, SERVICE_FOLLOWERS, TO_DEVICE, room_nr};
 use crate::testing::{Server, config};
@@ -411,6 +411,47 @@ async fn pitfall_019_what_was_not_taken_is_sent_after_a_restart() {
 }
 
 #[tokio::test]
+async fn an_administrator_goes_on_past_what_a_service_never_takes() {
+    let mut service = Service::open().await;
+    let server = service.server("");
+    let client = started(&server).await;
+    let desk = Local::new(Router::new(server.app.clone(), crate::admin::services::routes()).unwrap());
+    let room = room(&client, "", public()).await;
+    say(&client, &room, "good", "").await;
+    service.told_up_to("good").await;
+    service.answers.lock().extend((0..1_000).map(|_| (413, json!({}))));
+    let poison = say(&client, &room, "poison", "").await;
+    let first = service.next().await;
+    let again = service.next_by_clock(&server).await;
+    assert_eq!(again.path, first.path);
+    say(&client, &room, "after", "").await;
+
+    let shown = ok(&desk.get("/services/irc").await);
+    let waiting = &shown["transaction"];
+    assert!(first.path.ends_with(&format!("/{}", waiting["number"])), "{shown}");
+    let event = json!({ "event_id": poison, "room_id": room, "sender": "@_irc_bot:hs.test", "type": "m.room.message" });
+    assert_eq!((&waiting["event_count"], &waiting["events"]), (&json!(1), &json!([event])));
+    assert_eq!(shown["trouble"]["cause"], "it answers 413 Payload Too Large");
+    assert!(shown["trouble"]["failures"].as_u64() >= Some(1) && waiting["waiting_ms"].as_u64() > Some(0), "{shown}");
+    assert!(shown["trouble"]["since_ts"].as_u64() >= waiting["since_ts"].as_u64(), "{shown}");
+    assert_eq!(ok(&desk.get("/services").await)["services"].as_array().unwrap().len(), 1);
+
+    let skip = async |number: &Value| desk.post("/services/irc/skip", json!({ "transaction": number })).await;
+    assert_eq!(refused(&skip(&json!(17)).await), (404, "M_NOT_FOUND".to_owned()), "nobody has seen that");
+    assert_eq!(refused(&desk.get("/services/other").await), (404, "M_NOT_FOUND".to_owned()));
+    ok(&skip(&waiting["number"]).await);
+    service.answers.lock().clear();
+    let next = loop {
+        let next = service.next_by_clock(&server).await;
+        if next.path != first.path {
+            break next;
+        }
+    };
+    assert_eq!(bodies(next.body["events"].as_array().unwrap()), ["after"]);
+    assert_eq!(refused(&skip(&waiting["number"]).await), (404, "M_NOT_FOUND".to_owned()), "it is gone");
+}
+
+#[tokio::test]
 async fn a_service_that_is_away_for_weeks_begins_anew() {
     let mut service = Service::open().await;
     let server = service.server("");
@@ -662,6 +703,9 @@ async fn networks_are_looked_up_through_their_services() {
     assert_eq!(ok(&get("user/irc?nick=anna&access_token=secret").await), users);
     assert_eq!(service.next().await.path, "/_matrix/app/v1/thirdparty/user/irc?nick=anna");
     assert_eq!(refused(&get("user/xmpp").await), (404, "M_NOT_FOUND".to_owned()));
+    let long = get(&format!("user/irc?nick={}", "x".repeat(3_000))).await;
+    assert_eq!(refused(&long), (413, "M_TOO_LARGE".to_owned()));
+    assert!(service.asked.try_recv().is_err(), "it is not asked that");
 
     let room = room(&client, "", public()).await;
     let path = format!("/_matrix/client/v3/directory/list/appservice/tea/{}", enc(&room));

@@ -71,7 +71,7 @@ async fn users(ctx: RawCtx) -> Result<Response> {
 
 async fn lookup(ctx: RawCtx, kind: &str) -> Result<Response> {
     let protocol = Some(ctx.arg(0)).filter(|protocol| !protocol.is_empty());
-    let found = queries::lookup(&ctx.app, kind, protocol, ctx.uri.query().unwrap_or_default()).await;
+    let found = queries::lookup(&ctx.app, kind, protocol, ctx.uri.query().unwrap_or_default()).await?;
     Ok(json_response(StatusCode::OK, Value::Array(found.ok_or_else(nothing)?).to_string()))
 }
 
