@@ -4,7 +4,7 @@
 //! Forgetting a bucket makes it full, so that the table may drop what it likes when it grows too large.
 
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -162,11 +162,20 @@ fn bucket(class: Class, owner: Owner<'_>) -> u64 {
     let mut hasher = Xxh3::new();
     class.hash(&mut hasher);
     match owner {
-        // A network of the new kind hands 2^64 addresses to one subscriber.
-        Owner::Address(IpAddr::V6(address)) => (address.to_bits() >> 64).hash(&mut hasher),
+        Owner::Address(address) => network(address).hash(&mut hasher),
         owner => owner.hash(&mut hasher),
     }
     hasher.digest()
+}
+
+/// Whom an address stands for: a network of the new kind hands 2^64 of them to one subscriber.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(address) if address.to_ipv4_mapped().is_none() => {
+            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64))
+        }
+        address => address,
+    }
 }
 
 fn make_room(shard: &mut Shard, now: u64) {
@@ -213,6 +222,9 @@ mod tests {
         assert!(limits.check(Class::Message, address("2001:db8::1")).is_ok());
         assert!(limits.check(Class::Message, address("2001:db8::2")).is_err());
         assert!(limits.check(Class::Message, address("2001:db8:0:1::2")).is_ok());
+        // Those of the old kind, as listeners for both see them, are somebody each.
+        assert!(limits.check(Class::Message, address("::ffff:192.0.2.1")).is_ok());
+        assert!(limits.check(Class::Message, address("::ffff:192.0.2.2")).is_ok());
     }
 
     #[test]

@@ -1196,8 +1196,30 @@ pub struct Backup {
     /// Counts the changes of its keys.
     pub etag: u64,
     pub deleted: bool,
+    /// How much its keys take, in bytes.
+    pub bytes: u64,
 }
-postcard_value!(Backup, 1);
+postcard_value!(Backup, 2, from BackupV1);
+
+/// The first format.
+#[derive(Serialize, Deserialize)]
+pub struct BackupV1 {
+    algorithm: String,
+    auth_data: String,
+    count: u64,
+    etag: u64,
+    deleted: bool,
+}
+postcard_value!(BackupV1, 1);
+
+impl From<BackupV1> for Backup {
+    fn from(old: BackupV1) -> Self {
+        /// Of a key, as clients make them, in bytes.
+        const USUAL: u64 = 1_024;
+        let BackupV1 { algorithm, auth_data, count, etag, deleted } = old;
+        Backup { algorithm, auth_data, count, etag, deleted, bytes: count.saturating_mul(USUAL) }
+    }
+}
 
 /// A key in a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -1446,8 +1468,25 @@ pub struct OauthClient {
     pub metadata: String,
     /// When it was registered last, or opened a session.
     pub used_ts: u64,
+    /// Whether it ever opened one.
+    pub opened: bool,
 }
-postcard_value!(OauthClient, 1);
+postcard_value!(OauthClient, 2, from OauthClientV1);
+
+/// The first format.
+#[derive(Serialize, Deserialize)]
+pub struct OauthClientV1 {
+    metadata: String,
+    used_ts: u64,
+}
+postcard_value!(OauthClientV1, 1);
+
+impl From<OauthClientV1> for OauthClient {
+    fn from(old: OauthClientV1) -> Self {
+        // Nobody knows; so it is kept for longer.
+        OauthClient { metadata: old.metadata, used_ts: old.used_ts, opened: true }
+    }
+}
 
 /// How a device logged in by OAuth.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,13 +7,14 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::config;
 use crate::error::{Error, Result};
+use crate::limits::network;
 
 /// The most pairs of a name and somebody who guesses that are remembered.
 const MAX_KNOWN: usize = 16 * 1024;
@@ -42,16 +43,6 @@ pub enum Guesser<'a> {
 struct Guesses {
     failures: u32,
     last_ms: u64,
-}
-
-/// Whom an address stands for: a network of the new kind hands 2^64 of them to one subscriber.
-pub fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V6(address) if address.to_ipv4_mapped().is_none() => {
-            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64))
-        }
-        address => address,
-    }
 }
 
 impl Lockout {

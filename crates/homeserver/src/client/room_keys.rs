@@ -411,6 +411,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_keys_of_one_user_take_so_many_bytes_and_no_more() {
+        const FULL: u64 = 512 * 1024 * 1024;
+        let server = Server::default();
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        let (old, version) = (create(&alice).await, create(&alice).await);
+        let bytes_of = |version: &str| {
+            let key = (alice.user_id.as_str(), version.parse::<u64>().unwrap());
+            server.app.store.snapshot().get(&BACKUPS, key).unwrap().unwrap().bytes
+        };
+        ok(&alice.client.put(&at("/!r:hs.test/s", &version), key(9, 0, true, &"x".repeat(1_000))).await);
+        let one = bytes_of(&version);
+        assert!((1_000..1_200).contains(&one), "{one}");
+        // A better key takes its place, and room comes back with what goes.
+        ok(&alice.client.put(&at("/!r:hs.test/s", &version), key(8, 0, true, "x")).await);
+        assert_eq!(bytes_of(&version), one - 999);
+        ok(&delete(&alice, &at("/!r:hs.test/s", &version)).await);
+        assert_eq!(bytes_of(&version), 0);
+
+        // What older versions hold counts, too.
+        let fill = |tx: &mut store::Tx| -> crate::error::Result<()> {
+            let key = (alice.user_id.as_str(), old.parse::<u64>().unwrap());
+            let row = tx.get(&BACKUPS, key)?.unwrap();
+            tx.put(&BACKUPS, key, &Backup { bytes: FULL - 150, ..row });
+            Ok(())
+        };
+        server.app.store.transact(fill).await.unwrap();
+        ok(&alice.client.put(&at("/!r:hs.test/s", &version), key(9, 0, true, "x")).await);
+        let answer = alice.client.put(&at("/!r:hs.test/t", &version), key(9, 0, true, "x")).await;
+        assert_eq!(outcome(&answer), (413, "M_TOO_LARGE".to_owned()));
+        assert!(answer.json()["error"].as_str().unwrap().contains("512 MiB"), "{answer:?}");
+        assert_eq!(ok(&alice.client.get(VERSION).await)["count"], 1);
+        ok(&alice.client.put(&at("/!r:hs.test/s", &version), key(8, 0, true, "x")).await);
+        ok(&bob.client.put(&at("/!r:hs.test/s", &create(&bob).await), key(9, 0, true, "x")).await);
+        ok(&delete(&alice, &format!("{VERSION}/{old}")).await);
+        ok(&alice.client.put(&at("/!r:hs.test/t", &version), key(9, 0, true, "x")).await);
+    }
+
+    #[tokio::test]
     async fn there_are_some_versions_and_a_new_one_takes_the_place_of_the_oldest() {
         let server = Server::default();
         let alice = server.user("alice").await;

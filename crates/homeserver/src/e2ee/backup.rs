@@ -12,6 +12,10 @@ const MAX_FORGOTTEN: usize = 200;
 /// A user keeps so many versions, and only the newest is of use: beyond that the oldest goes.
 const MAX_VERSIONS: usize = 64;
 
+/// The keys of all backups of one user take no more than this. A key is about 1 KiB, a thousand conversations of years
+/// some ten thousand of them.
+const MAX_BYTES: u64 = 512 * 1024 * 1024;
+
 /// A key on its way into a backup.
 #[derive(Debug)]
 pub struct NewKey {
@@ -176,20 +180,49 @@ pub fn put(tx: &mut Tx, user_id: &str, version: u64, keys: &[NewKey]) -> Result<
     let mut backup = writable(tx, user_id, version)?;
     let places = keys.iter().map(|new| (user_id, version, new.room_id.as_str(), new.session_id.as_str()));
     let known = tx.multi_get(&BACKED_UP_KEYS, places)?;
-    let mut changed = false;
+    let (bytes, mut changed) = (backup.bytes, false);
     for (new, known) in keys.iter().zip(known) {
         if known.as_ref().is_some_and(|known| !is_better(&new.key, known)) {
             continue;
         }
         tx.put(&BACKED_UP_KEYS, (user_id, version, &new.room_id, &new.session_id), &new.key);
         backup.count += u64::from(known.is_none());
+        let ids = (new.room_id.as_str(), new.session_id.as_str());
+        let before = known.map_or(0, |known| bytes_of(ids, &known));
+        backup.bytes = backup.bytes.saturating_sub(before).saturating_add(bytes_of(ids, &new.key));
         changed = true;
+    }
+    if backup.bytes > bytes && backup.bytes.saturating_add(bytes_of_others(tx, user_id, version)?) > MAX_BYTES {
+        return Err(too_much());
     }
     if changed {
         backup.etag += 1;
         tx.put(&BACKUPS, (user_id, version), &backup);
     }
     Ok(Totals::from(&backup))
+}
+
+/// What a key takes in the store, about.
+fn bytes_of((room_id, session_id): (&str, &str), key: &BackedUpKey) -> u64 {
+    const REST: usize = 64;
+    (room_id.len() + session_id.len() + key.session_data.len() + REST) as u64
+}
+
+/// What the keys of all other backups of a user take.
+fn bytes_of_others(tx: &Tx, user_id: &str, version: u64) -> Result<u64> {
+    let mut bytes = 0_u64;
+    for row in tx.unchecked().scan(&BACKUPS, BACKUPS.prefix((user_id,))) {
+        let ((_, other), backup) = row?;
+        bytes = bytes.saturating_add(if other == version { 0 } else { backup.bytes });
+    }
+    Ok(bytes)
+}
+
+fn too_much() -> Error {
+    Error::too_large(format!(
+        "Key backups of one user hold {} MiB at most; old versions can be deleted",
+        MAX_BYTES >> 20
+    ))
 }
 
 /// Whether a key opens more, or can be trusted more, than another for the same session.
@@ -230,20 +263,24 @@ fn span(user_id: &str, version: u64, part: Part<'_>) -> store::Span<(String, u64
 /// Deletes some keys of a backup: as many as go into one commit. Says whether those were all.
 pub fn delete_keys(tx: &mut Tx, user_id: &str, version: u64, part: Part<'_>) -> Result<(bool, Totals)> {
     let mut backup = get(tx, user_id, version)?;
-    let keys: Vec<(String, String)> = match (part.room_id, part.session_id) {
+    let keys: Vec<(String, String, u64)> = match (part.room_id, part.session_id) {
         (Some(room_id), Some(session_id)) => {
-            let there = tx.contains(&BACKED_UP_KEYS, (user_id, version, room_id, session_id))?;
-            there.then(|| (room_id.to_owned(), session_id.to_owned())).into_iter().collect()
+            let key = tx.get(&BACKED_UP_KEYS, (user_id, version, room_id, session_id))?;
+            let sized = |key| (room_id.to_owned(), session_id.to_owned(), bytes_of((room_id, session_id), &key));
+            key.map(sized).into_iter().collect()
         }
         _ => {
             let span = span(user_id, version, part).limit(MAX_DELETED);
-            let keys = tx.scan(&BACKED_UP_KEYS, span).keys();
-            keys.map(|key| key.map(|(_, _, room_id, session_id)| (room_id, session_id)))
-                .collect::<store::Result<_>>()?
+            let sized = |((_, _, room_id, session_id), key): ((String, u64, String, String), BackedUpKey)| {
+                let bytes = bytes_of((&room_id, &session_id), &key);
+                (room_id, session_id, bytes)
+            };
+            tx.scan(&BACKED_UP_KEYS, span).map(|row| row.map(sized)).collect::<store::Result<_>>()?
         }
     };
-    for (room_id, session_id) in &keys {
+    for (room_id, session_id, bytes) in &keys {
         tx.delete(&BACKED_UP_KEYS, (user_id, version, room_id, session_id));
+        backup.bytes = backup.bytes.saturating_sub(*bytes);
     }
     if !keys.is_empty() {
         backup.count = backup.count.saturating_sub(keys.len() as u64);

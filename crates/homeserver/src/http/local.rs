@@ -1,5 +1,6 @@
 //! A client without sockets: requests straight into the router, for tests and simulations.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,6 +32,11 @@ impl Local {
     /// The same client, logged in.
     pub fn with_token(&self, token: impl Into<String>) -> Self {
         Self { token: Some(token.into()), ..self.clone() }
+    }
+
+    /// The same client at another address.
+    pub fn from(&self, ip: IpAddr) -> Self {
+        Self { client: Client { ip }, ..self.clone() }
     }
 
     pub fn router(&self) -> &Router {

@@ -4,6 +4,8 @@
 //! public: none has a secret. What a client says decides its ID, so that the same client registered by many is one row.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -11,9 +13,10 @@ use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use store::{Read, Tx};
 
-use super::{Failure, Reason, Refused};
+use super::{Expiring, Failure, Reason, Refused};
 use crate::App;
 use crate::error::{Error, Result};
+use crate::limits::network;
 use crate::schema::{OAUTH_CLIENTS, OAUTH_SESSIONS, OauthClient};
 
 /// What a client said about itself, as far as it is good for something here.
@@ -68,8 +71,13 @@ const MAX_NAME_CHARS: usize = 128;
 const MAX_URI_BYTES: usize = 1_024;
 const MAX_REDIRECT_URIS: usize = 16;
 const MAX_CLIENTS: usize = 4_096;
+/// So many that nobody had heard of before come from one network in so long. The same app is one client wherever it is.
+const MAX_NEW_PER_NETWORK: usize = 32;
+const NEW_MS: u64 = 60 * 60 * 1000;
 /// Clients that nobody used for so long, and that have no session, are forgotten.
 const KEEP_UNUSED_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+/// Clients that never opened a session are forgotten sooner.
+const KEEP_NEVER_USED_MS: u64 = 24 * 60 * 60 * 1000;
 /// If there are too many, those go earlier; never sooner than this.
 const KEEP_NEW_MS: u64 = 60 * 60 * 1000;
 
@@ -223,23 +231,52 @@ fn is_within(host: &str, base: &str) -> bool {
 
 // ---- rows --------------------------------------------------------------------------------------------------------
 
+/// Clients that nobody had heard of before, by their IDs, and the networks that they came from.
+pub struct Newcomers(Expiring<String, IpAddr>);
+
+impl Default for Newcomers {
+    fn default() -> Self {
+        Self(Expiring::new(MAX_CLIENTS))
+    }
+}
+
+impl Newcomers {
+    /// Lets another client in, unless there were too many from the same network lately.
+    fn admit(&self, app: &App, client_id: &str, by: IpAddr) -> Result<()> {
+        let (now_ms, by) = (app.clock.now_ms(), network(by));
+        if self.0.count(now_ms, |known| *known == by) >= MAX_NEW_PER_NETWORK {
+            return Err(Error::limit_exceeded(Duration::from_millis(NEW_MS)));
+        }
+        self.0.push(now_ms, now_ms.saturating_add(NEW_MS), client_id.to_owned(), by);
+        Ok(())
+    }
+}
+
 /// Registers a client, or finds it registered. Its ID.
-pub async fn register(app: &App, metadata: &Metadata) -> Result<String, Failure> {
+pub async fn register(app: &App, metadata: &Metadata, by: IpAddr) -> Result<String, Failure> {
     let (client_id, json) = metadata.id()?;
     let known = app.store.snapshot().contains(&OAUTH_CLIENTS, &client_id)?;
-    if !known && app.store.snapshot().count(&OAUTH_CLIENTS, OAUTH_CLIENTS.all())? >= MAX_CLIENTS {
-        forget_unused(app, KEEP_NEW_MS).await?;
-        if app.store.snapshot().count(&OAUTH_CLIENTS, OAUTH_CLIENTS.all())? >= MAX_CLIENTS {
-            return Err(Error::unavailable("There are too many clients; try again later").into());
+    if !known {
+        app.auth.oauth.newcomers.admit(app, &client_id, by)?;
+        if count(app)? >= MAX_CLIENTS {
+            forget_unused(app, KEEP_NEW_MS, KEEP_NEW_MS).await?;
+            if count(app)? >= MAX_CLIENTS {
+                return Err(Error::unavailable("There are too many clients; try again later").into());
+            }
         }
     }
-    let row = OauthClient { metadata: json, used_ts: app.clock.now_ms() };
+    let used_ts = app.clock.now_ms();
     let put = |tx: &mut Tx| -> Result<()> {
-        tx.put(&OAUTH_CLIENTS, &client_id, &row);
+        let opened = tx.get(&OAUTH_CLIENTS, &client_id)?.is_some_and(|client| client.opened);
+        tx.put(&OAUTH_CLIENTS, &client_id, &OauthClient { metadata: json.clone(), used_ts, opened });
         Ok(())
     };
     app.store.transact(put).await?;
     Ok(client_id)
+}
+
+fn count(app: &App) -> Result<usize> {
+    Ok(app.store.snapshot().count(&OAUTH_CLIENTS, OAUTH_CLIENTS.all())?)
 }
 
 /// The client of this ID.
@@ -255,37 +292,43 @@ pub fn find(read: &impl Read, client_id: &str) -> Result<Option<Metadata>> {
 /// Notes that a session is opened: whoever would forget the client at this moment has to look again.
 pub fn used(app: &App, tx: &mut Tx, client_id: &str) -> Result<bool> {
     let Some(row) = tx.get(&OAUTH_CLIENTS, client_id)? else { return Ok(false) };
-    tx.put(&OAUTH_CLIENTS, client_id, &OauthClient { used_ts: app.clock.now_ms(), ..row });
+    tx.put(&OAUTH_CLIENTS, client_id, &OauthClient { used_ts: app.clock.now_ms(), opened: true, ..row });
     Ok(true)
 }
 
-/// Forgets clients that nobody uses any more.
+/// Forgets clients that nobody ever used, and those that nobody uses any more.
 pub async fn forget_old(app: &App) -> Result<()> {
-    forget_unused(app, KEEP_UNUSED_MS).await
+    forget_unused(app, KEEP_NEVER_USED_MS, KEEP_UNUSED_MS).await
 }
 
-async fn forget_unused(app: &App, keep_ms: u64) -> Result<()> {
-    let before = app.clock.now_ms().saturating_sub(keep_ms);
+/// Forgets those that never opened a session for so long, and those that have none any more for so long.
+async fn forget_unused(app: &App, keep_never_used_ms: u64, keep_unused_ms: u64) -> Result<()> {
+    let now = app.clock.now_ms();
+    let is_old = |client: &OauthClient| {
+        let keep_ms = if client.opened { keep_unused_ms } else { keep_never_used_ms };
+        client.used_ts < now.saturating_sub(keep_ms)
+    };
     let old = {
         let read = app.store.snapshot();
-        let mut old = BTreeSet::new();
+        let (mut old, mut any_opened) = (BTreeSet::new(), false);
         for row in read.scan(&OAUTH_CLIENTS, OAUTH_CLIENTS.all()) {
             let (client_id, client) = row?;
-            if client.used_ts < before {
+            if is_old(&client) {
+                any_opened |= client.opened;
                 old.insert(client_id);
             }
         }
-        if old.is_empty() {
-            return Ok(());
-        }
-        for row in read.scan(&OAUTH_SESSIONS, OAUTH_SESSIONS.all()) {
-            old.remove(&row?.1.client_id);
+        // Who never opened a session has none.
+        if any_opened {
+            for row in read.scan(&OAUTH_SESSIONS, OAUTH_SESSIONS.all()) {
+                old.remove(&row?.1.client_id);
+            }
         }
         old
     };
     for client_id in old {
         let forget = |tx: &mut Tx| -> Result<()> {
-            if tx.get(&OAUTH_CLIENTS, &client_id)?.is_some_and(|client| client.used_ts < before) {
+            if tx.get(&OAUTH_CLIENTS, &client_id)?.as_ref().is_some_and(is_old) {
                 tx.delete(&OAUTH_CLIENTS, &client_id);
             }
             Ok(())

@@ -13,9 +13,9 @@ use super::scope::Scope;
 use super::{Expiring, Failure, Key, Reason, Refused, clients};
 use crate::App;
 use crate::auth::devices;
-use crate::auth::lockout::network;
 use crate::auth::tokens::{self, Grant, Hash};
 use crate::error::{Error, Result};
+use crate::limits::network;
 use crate::rng::Rng;
 use crate::schema::{OAUTH_SESSIONS, OauthSession, TOKENS, USERS};
 

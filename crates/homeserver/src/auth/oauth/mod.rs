@@ -29,6 +29,7 @@ pub struct Oauth {
     pub browsers: browser::Browsers,
     pub resets: browser::Resets,
     pub points: rendezvous::Points,
+    pub newcomers: clients::Newcomers,
     site: Option<Site>,
 }
 
@@ -39,6 +40,7 @@ impl Oauth {
             browsers: browser::Browsers::new(rng),
             resets: browser::Resets::default(),
             points: rendezvous::Points::default(),
+            newcomers: clients::Newcomers::default(),
             site: Site::of(config),
         }
     }

@@ -3,9 +3,12 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Expiring;
 use crate::App;
+use crate::error::{Error, Result};
+use crate::limits::network;
 
 /// What waits at the meeting points.
 pub struct Points(Expiring<String, Point>);
@@ -35,7 +38,7 @@ pub const MAX_TEXT_BYTES: usize = 4 * 1024;
 /// As long as a user needs to compare codes and to log in at a browser.
 const LIFETIME_MS: u64 = 10 * 60 * 1000;
 const MAX_POINTS: usize = 1_024;
-const MAX_PER_ADDRESS: usize = 32;
+const MAX_PER_NETWORK: usize = 32;
 const NAME_LENGTH: usize = 32;
 
 impl Default for Points {
@@ -45,16 +48,20 @@ impl Default for Points {
 }
 
 impl Points {
-    /// A new point with a first text; its name. `None`: there are too many, or too many of this address.
-    pub fn open(&self, app: &App, text: &str, by: IpAddr) -> Option<(String, Point)> {
-        let now_ms = app.clock.now_ms();
-        if self.0.count(now_ms, |point| point.by == by) >= MAX_PER_ADDRESS {
-            return None;
+    /// A new point with a first text; its name. Fails if there are too many, or too many of one network.
+    pub fn open(&self, app: &App, text: &str, by: IpAddr) -> Result<(String, Point)> {
+        let (now_ms, by) = (app.clock.now_ms(), network(by));
+        if self.0.count(now_ms, |point| point.by == by) >= MAX_PER_NETWORK {
+            return Err(Error::limit_exceeded(Duration::from_millis(LIFETIME_MS)));
         }
         let name = app.rng.alphanumeric(NAME_LENGTH);
         let ends_ms = now_ms.saturating_add(LIFETIME_MS);
         let point = Point { text: text.into(), version: 1, written_ms: now_ms, ends_ms, by };
-        self.0.add(now_ms, ends_ms, name.clone(), point.clone()).then_some((name, point))
+        if self.0.add(now_ms, ends_ms, name.clone(), point.clone()) {
+            Ok((name, point))
+        } else {
+            Err(Error::unavailable("There are too many meeting points; try again later"))
+        }
     }
 
     pub fn read(&self, app: &App, name: &str) -> Option<Point> {

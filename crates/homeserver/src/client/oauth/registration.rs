@@ -23,7 +23,7 @@ async fn registered(mut ctx: RawCtx) -> Result<Response, Failure> {
         Err(error) => return Err(error.into()),
     };
     let metadata = Metadata::new(said)?;
-    let client_id = clients::register(&ctx.app, &metadata).await?;
+    let client_id = clients::register(&ctx.app, &metadata, ctx.ip).await?;
     let mut body = serde_json::to_value(&metadata).map_err(Error::internal)?;
     body["client_id"] = json!(client_id);
     Ok(secret(StatusCode::CREATED, &body))

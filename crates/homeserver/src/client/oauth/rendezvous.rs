@@ -18,9 +18,7 @@ pub(super) const POINT: &str = "/_matrix/client/unstable/org.matrix.msc4108/rend
 pub(super) async fn open(mut ctx: RawCtx) -> Result<Response> {
     let site = ctx.app.auth.oauth.site()?.clone();
     let text = text_of(&mut ctx).await?;
-    let opened = ctx.app.auth.oauth.points.open(&ctx.app, &text, ctx.ip);
-    let (name, point) =
-        opened.ok_or_else(|| Error::unavailable("There are too many meeting points; try again later"))?;
+    let (name, point) = ctx.app.auth.oauth.points.open(&ctx.app, &text, ctx.ip)?;
     let body = json!({ "url": site.url(&format!("{PATH}/{name}")) });
     about(json_response(StatusCode::CREATED, body.to_string()), &point)
 }

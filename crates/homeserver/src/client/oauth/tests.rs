@@ -101,10 +101,14 @@ async fn meeting_points_end_and_are_no_more_than_so_many() {
     let url = opened.json()["url"].as_str().unwrap().to_owned();
     let point = url.strip_prefix(BASE).unwrap();
     let mut opened = 1;
-    while meet(&server, Method::POST, MEETING, None, "x").await.status == 201 {
+    let refused = loop {
+        let answer = meet(&server, Method::POST, MEETING, None, "x").await;
+        if answer.status != 201 {
+            break answer;
+        }
         opened += 1;
-    }
-    assert_eq!(opened, 32, "those of one address");
+    };
+    assert_eq!((opened, refused.status.as_u16()), (32, 429), "those of one network");
     assert_eq!(meet(&server, Method::GET, point, None, "").await.status, 200);
     server.app.clock.advance(Duration::from_secs(10 * 60));
     assert_eq!(meet(&server, Method::GET, point, None, "").await.status, 404);
@@ -346,7 +350,7 @@ async fn the_same_client_is_one() {
 }
 
 #[tokio::test]
-async fn clients_without_sessions_are_forgotten_after_a_week() {
+async fn clients_without_sessions_are_forgotten_sooner_if_they_never_had_one() {
     let server = server();
     server.user("alice").await;
     let (client_id, tokens) = session(&server).await;
@@ -354,12 +358,43 @@ async fn clients_without_sessions_are_forgotten_after_a_week() {
     other["client_name"] = json!("Other");
     server.client.post("/oauth2/registration", other).await;
     let known = || server.app.store.latest().count(&OAUTH_CLIENTS, OAUTH_CLIENTS.all()).unwrap();
-    clients::forget_old(&server.app).await.unwrap();
-    assert_eq!(known(), 2);
-    server.app.clock.advance(Duration::from_secs(8 * 24 * 3_600));
-    clients::forget_old(&server.app).await.unwrap();
-    assert_eq!(known(), 1);
-    assert_eq!(refresh(&server, &client_id, &tokens["refresh_token"]).await.status, 200);
+    let after = async |hours: u64| {
+        server.app.clock.advance(Duration::from_secs(hours * 3_600));
+        clients::forget_old(&server.app).await.unwrap();
+        known()
+    };
+    assert_eq!(after(23).await, 2);
+    assert_eq!(after(2).await, 1, "nobody ever used the other");
+    assert_eq!(after(8 * 24).await, 1, "there is a session");
+    let tokens = refresh(&server, &client_id, &tokens["refresh_token"]).await;
+    assert_eq!(tokens.status, 200);
+    // Registered anew, it still is one that was used; once its session is over, it has a week.
+    assert_eq!(register(&server).await, client_id);
+    let token = tokens.json()["access_token"].as_str().unwrap().to_owned();
+    let revoked = server.client.send(Method::POST, "/oauth2/revoke", format!("token={token}")).await;
+    assert_eq!((revoked.status.as_u16(), after(6 * 24).await), (200, 1));
+    assert_eq!(after(2 * 24).await, 0);
+}
+
+#[tokio::test]
+async fn new_clients_of_one_network_are_so_many_an_hour() {
+    let server = server();
+    let known = register(&server).await;
+    let new = async |number: usize, last: u16| {
+        let client = server.client.from(format!("2001:db8::{last:x}").parse().unwrap());
+        let mut metadata = app_metadata();
+        metadata["client_name"] = json!(format!("App {number}"));
+        client.post("/oauth2/registration", metadata).await
+    };
+    for number in 0..32 {
+        assert_eq!(new(number, number as u16).await.status, 201, "{number}");
+    }
+    let refused = new(32, 99).await;
+    assert_eq!((refused.status.as_u16(), refused.errcode().as_str()), (429, "M_LIMIT_EXCEEDED"));
+    assert_eq!(new(31, 99).await.status, 201, "what is known may come again");
+    assert_eq!(register(&server).await, known, "others are not kept out");
+    server.app.clock.advance(Duration::from_secs(3_601));
+    assert_eq!(new(32, 99).await.status, 201);
 }
 
 #[tokio::test]
