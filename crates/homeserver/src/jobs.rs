@@ -90,11 +90,8 @@ async fn round(app: &App) -> Result<Next> {
             next = next.min(Next::At(due_ts));
             continue;
         }
-        match slice(app, &job).await {
-            Ok(rest) => {
-                replace(app, at, rest).await?;
-                next = Next::Now;
-            }
+        match slice(app, at, &job).await {
+            Ok(()) => next = Next::Now,
             Err(cause) if is_of_the_store(&cause) => return Err(cause),
             Err(cause) => next = next.min(put_behind(app, at, job, attempts, &cause).await?),
         }
@@ -118,15 +115,11 @@ fn jobs(app: &App) -> Result<Vec<(Pos, Job)>> {
 }
 
 /// Writes what is left of a job in its place.
-async fn replace(app: &App, at: Pos, rest: Option<Job>) -> Result<()> {
-    let keep = |tx: &mut Tx| -> Result<()> {
-        match &rest {
-            Some(rest) => tx.put(&JOBS, at, rest),
-            None => tx.delete(&JOBS, at),
-        }
-        Ok(())
-    };
-    app.store.transact(keep).await.map(drop)
+fn replace(tx: &mut Tx, at: Pos, rest: Option<&Job>) {
+    match rest {
+        Some(rest) => tx.put(&JOBS, at, rest),
+        None => tx.delete(&JOBS, at),
+    }
 }
 
 /// A job failed: it is tried again later, and the others go first.
@@ -151,8 +144,21 @@ fn is_of_the_store(cause: &Error) -> bool {
     matches!(cause.status().as_u16(), 503 | 507)
 }
 
-/// Does a part of a job; what is left of it.
-async fn slice(app: &App, job: &Job) -> Result<Option<Job>> {
+/// Does a part of a job, and writes what is left of it.
+async fn slice(app: &App, at: Pos, job: &Job) -> Result<()> {
+    if tasks::is_one(job) {
+        return tasks::slice(app, at, job).await;
+    }
+    let rest = part(app, job).await?;
+    let write = |tx: &mut Tx| -> Result<()> {
+        replace(tx, at, rest.as_ref());
+        Ok(())
+    };
+    app.store.transact(write).await.map(drop)
+}
+
+/// Does a part of a job that is no task; what is left of it.
+async fn part(app: &App, job: &Job) -> Result<Option<Job>> {
     match job {
         Job::PropagateProfile { user_id, from } => {
             let joined = |state| state == MembershipState::Join;
@@ -221,7 +227,9 @@ async fn slice(app: &App, job: &Job) -> Result<Option<Job>> {
             let done = app.store.transact(|tx| remove::forget_closed(tx, *room)).await?.value;
             Ok((!done).then(|| job.clone()))
         }
-        Job::DeleteRoom { .. } | Job::PurgeHistory { .. } | Job::RedactUser { .. } => tasks::slice(app, job).await,
+        Job::DeleteRoom { .. } | Job::PurgeHistory { .. } | Job::RedactUser { .. } => {
+            Err(Error::internal("a task is no other job"))
+        }
         Job::Later { job, .. } => Ok(Some(Job::clone(job))),
     }
 }

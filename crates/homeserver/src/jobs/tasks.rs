@@ -150,32 +150,57 @@ fn forget_old(tx: &mut Tx, now: u64) -> Result<()> {
 
 // ---- doing it ----------------------------------------------------------------------------------------------------
 
-/// Does a part of a job of this kind; what is left of it. What goes wrong ends the task, unless it may go better later.
-pub(super) async fn slice(app: &App, job: &Job) -> Result<Option<Job>> {
+/// A part of a task that was done: what is left, and what it adds to the result.
+struct Part {
+    rest: Option<Job>,
+    found: Box<Found>,
+}
+
+type Found = dyn Fn(&mut Map<String, Value>) + Send + Sync;
+
+impl From<Option<Job>> for Part {
+    fn from(rest: Option<Job>) -> Self {
+        Part { rest, found: Box::new(|_| {}) }
+    }
+}
+
+/// Whether a job is one that somebody asks about.
+pub(super) fn is_one(job: &Job) -> bool {
+    matches!(job, Job::DeleteRoom { .. } | Job::PurgeHistory { .. } | Job::RedactUser { .. })
+}
+
+/// Does a part of a job of this kind. What came of it and what is left are written in one commit: no part is done or
+/// counted twice because of a stop between the two. What goes wrong ends the task, unless it may go better later.
+pub(super) async fn slice(app: &App, at: Pos, job: &Job) -> Result<()> {
     let (task, outcome) = match job {
         Job::DeleteRoom { task, .. } => (task, delete_slice(app, job).await),
-        Job::PurgeHistory { task, .. } => (task, purge_slice(app, job).await),
+        Job::PurgeHistory { task, .. } => (task, purge_slice(app, job).await.map(Part::from)),
         Job::RedactUser { task, .. } => (task, redact_slice(app, job).await),
         _ => return Err(Error::internal("a job that is no task")),
     };
-    let (rest, state, error) = match outcome {
+    let (part, error) = match outcome {
         Err(cause) if matches!(cause.status().as_u16(), 503 | 507) => return Err(cause),
-        Err(cause) => (None, TaskState::Failed, Some(cause.message().to_owned())),
-        Ok(Some(rest)) => (Some(rest), TaskState::Active, None),
-        Ok(None) => (None, TaskState::Complete, None),
+        Err(cause) => (Part::from(None), Some(cause.message().to_owned())),
+        Ok(part) => (part, None),
     };
-    let note = |tx: &mut Tx| -> Result<()> {
+    let state = match (&part.rest, &error) {
+        (_, Some(_)) => TaskState::Failed,
+        (Some(_), None) => TaskState::Active,
+        (None, None) => TaskState::Complete,
+    };
+    let write = |tx: &mut Tx| -> Result<()> {
+        change_result(app, tx, task, &part.found)?;
         change(app, tx, task, |known| {
             known.state = state;
             known.error.clone_from(&error);
         })?;
+        super::replace(tx, at, part.rest.as_ref());
         match job {
-            Job::DeleteRoom { room_id, .. } if rest.is_none() => unblock(tx, room_id, task),
+            Job::DeleteRoom { room_id, .. } if part.rest.is_none() => unblock(tx, room_id, task),
             _ => Ok(()),
         }
     };
-    app.store.transact(note).await?;
-    Ok(rest)
+    app.store.transact(write).await.map(drop)
 }
 
 /// Lets people in again, if it was this task alone that kept them out.
@@ -205,10 +230,6 @@ fn change_result(app: &App, tx: &mut Tx, id: &str, part: impl Fn(&mut Map<String
     })
 }
 
-async fn note_result(app: &App, id: &str, part: impl Fn(&mut Map<String, Value>) + Send + Sync) -> Result<()> {
-    app.store.transact(|tx| change_result(app, tx, id, &part)).await.map(drop)
-}
-
 /// Adds names to a list of a result, as far as there is room.
 fn add_names(result: &mut Map<String, Value>, list: &str, names: &[String]) {
     if let Some(list) = result.get_mut(list).and_then(Value::as_array_mut) {
@@ -223,8 +244,8 @@ fn add_names(result: &mut Map<String, Value>, list: &str, names: &[String]) {
     }
 }
 
-async fn delete_slice(app: &App, job: &Job) -> Result<Option<Job>> {
-    let Job::DeleteRoom { task, room_id, step, purge, new_room } = job else { return Ok(None) };
+async fn delete_slice(app: &App, job: &Job) -> Result<Part> {
+    let Job::DeleteRoom { task, room_id, step, purge, new_room } = job else { return Ok(Part::from(None)) };
     let room_id = RoomId::parse(room_id).map_err(Error::internal)?;
     let new_room = new_room.as_ref().map(|id| RoomId::parse(id).map_err(Error::internal)).transpose()?;
     let rest = |step: DeleteStep| {
@@ -234,11 +255,12 @@ async fn delete_slice(app: &App, job: &Job) -> Result<Option<Job>> {
         }
         rest
     };
+    let mut emptied = Emptied::default();
     let next = match step {
         DeleteStep::Leave { after, through } => {
             let through = if *through == 0 { app.store.tip().0 } else { *through };
             let (members, next) = remove::next_members(app, &room_id, (Pos(*after), Pos(through)), SLICE)?;
-            empty(app, task, &room_id, new_room.as_deref(), &members).await?;
+            emptied = empty(app, &room_id, new_room.as_deref(), &members).await?;
             match next {
                 Some(next) => Some(DeleteStep::Leave { after: next.0, through }),
                 None => {
@@ -252,7 +274,8 @@ async fn delete_slice(app: &App, job: &Job) -> Result<Option<Job>> {
             let now = app.clock.now_ms();
             if now < *until_ts && !all_told(&app.store.snapshot(), Pos(*through))? {
                 let job = Box::new(job.clone());
-                return Ok(Some(Job::Later { job, attempts: 0, due_ts: now.saturating_add(TELL_PAUSE_MS) }));
+                let later = Job::Later { job, attempts: 0, due_ts: now.saturating_add(TELL_PAUSE_MS) };
+                return Ok(Part::from(Some(later)));
             }
             Some(DeleteStep::Forget { from: 0 })
         }
@@ -266,7 +289,11 @@ async fn delete_slice(app: &App, job: &Job) -> Result<Option<Job>> {
             (!done).then_some(DeleteStep::Purge)
         }
     };
-    Ok(next.map(rest))
+    let found = move |result: &mut Map<String, Value>| {
+        add_names(result, "kicked_users", &emptied.left);
+        add_names(result, "failed_to_kick_users", &emptied.failed);
+    };
+    Ok(Part { rest: next.map(rest), found: Box::new(found) })
 }
 
 /// Whether all application services have gone through what the journal has up to a position.
@@ -281,15 +308,16 @@ fn all_told(read: &impl Read, through: Pos) -> Result<bool> {
     Ok(true)
 }
 
+/// What became of those who were to leave a room.
+#[derive(Default)]
+struct Emptied {
+    left: Vec<String>,
+    failed: Vec<String>,
+}
+
 /// Makes people leave a room, and those who were in it join another one, if there is one.
-async fn empty(
-    app: &App,
-    task: &str,
-    room_id: &RoomId,
-    new_room: Option<&RoomId>,
-    members: &[remove::Member],
-) -> Result<()> {
-    let (mut left, mut failed) = (Vec::new(), Vec::new());
+async fn empty(app: &App, room_id: &RoomId, new_room: Option<&RoomId>, members: &[remove::Member]) -> Result<Emptied> {
+    let mut emptied = Emptied::default();
     for (user_id, joined) in members {
         // First of all: who has left is not met again.
         if let Some(new_room) = new_room.filter(|_| *joined) {
@@ -297,14 +325,10 @@ async fn empty(
         }
         let outcome = membership::leave(app, user_id, room_id).await;
         super::skip_failure(room_id, outcome.as_ref().copied().map_err(again))?;
-        let list = if outcome.is_ok() { &mut left } else { &mut failed };
+        let list = if outcome.is_ok() { &mut emptied.left } else { &mut emptied.failed };
         list.push(user_id.to_string());
     }
-    note_result(app, task, |result| {
-        add_names(result, "kicked_users", &left);
-        add_names(result, "failed_to_kick_users", &failed);
-    })
-    .await
+    Ok(emptied)
 }
 
 /// Takes a room out of the directory, and all its names away or over to another room.
@@ -345,9 +369,11 @@ fn add(result: &mut Map<String, Value>, figure: &str, more: usize) {
     result.insert(figure.to_owned(), json!(before + more as u64));
 }
 
-async fn redact_slice(app: &App, job: &Job) -> Result<Option<Job>> {
-    let Job::RedactUser { task, user_id, reason, rooms, before, left } = job else { return Ok(None) };
-    let Some((room_id, after)) = first_room(&app.store.snapshot(), user_id, rooms)? else { return Ok(None) };
+async fn redact_slice(app: &App, job: &Job) -> Result<Part> {
+    let Job::RedactUser { task, user_id, reason, rooms, before, left } = job else { return Ok(Part::from(None)) };
+    let Some((room_id, after)) = first_room(&app.store.snapshot(), user_id, rooms)? else {
+        return Ok(Part::from(None));
+    };
     let most = SLICE.min(usize::try_from(*left).unwrap_or(SLICE));
     let (said, next) = said_by(app, &room_id, user_id, *before, most)?;
     let redactor = if said.is_empty() { None } else { moderate::redactor(app, &room_id).await? };
@@ -357,25 +383,31 @@ async fn redact_slice(app: &App, job: &Job) -> Result<Option<Job>> {
             failed.insert(event_id.clone(), json!(cause.message()));
         }
     }
-    let redacted = said.len() - failed.len();
-    note_result(app, task, |result| {
-        add(result, "redacted", redacted);
-        if let Some(known) = result.get_mut("failed_redactions").and_then(Value::as_object_mut) {
-            let mut bytes = json!(known).to_string().len();
-            for (event_id, why) in &failed {
-                bytes += event_id.len() + why.to_string().len() + 8;
-                if bytes <= MAX_LIST_BYTES {
-                    known.insert(event_id.clone(), why.clone());
-                }
-            }
-        }
-    })
-    .await?;
     let left = left.saturating_sub(said.len() as u64);
     let rooms = if next.is_some() { Some(rooms.clone()) } else { after };
-    let Some(rooms) = rooms.filter(|_| left > 0) else { return Ok(None) };
     let (task, user_id, reason) = (task.clone(), user_id.clone(), reason.clone());
-    Ok(Some(Job::RedactUser { task, user_id, reason, rooms, before: next.unwrap_or(NEWEST), left }))
+    let rest = rooms.filter(|_| left > 0).map(|rooms| {
+        let before = next.unwrap_or(NEWEST);
+        Job::RedactUser { task, user_id, reason, rooms, before, left }
+    });
+    let redacted = said.len() - failed.len();
+    let found = move |result: &mut Map<String, Value>| {
+        add(result, "redacted", redacted);
+        add_failures(result, &failed);
+    };
+    Ok(Part { rest, found: Box::new(found) })
+}
+
+/// Adds why events could not be redacted, as far as there is room.
+fn add_failures(result: &mut Map<String, Value>, failed: &Map<String, Value>) {
+    let Some(known) = result.get_mut("failed_redactions").and_then(Value::as_object_mut) else { return };
+    let mut bytes = json!(known).to_string().len();
+    for (event_id, why) in failed {
+        bytes += event_id.len() + why.to_string().len() + 8;
+        if bytes <= MAX_LIST_BYTES {
+            known.insert(event_id.clone(), why.clone());
+        }
+    }
 }
 
 /// The first of some rooms, and those after it.

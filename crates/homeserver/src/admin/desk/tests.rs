@@ -1,8 +1,10 @@
 //! The desk as a console uses it: with an administrator's token.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use http::Method;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use store::Read as _;
 
@@ -389,6 +391,23 @@ async fn what_a_user_said_is_redacted() {
     let status = ok(&world.get(&format!("v1/user/redact_status/{}", redact_id.as_str().unwrap())).await);
     assert_eq!((&status["status"], &status["redacted"]), (&json!("complete"), &json!(1)), "{status}");
     assert_eq!(ok(&world.get(&format!("v1/fetch_event/{said}")).await)["event"]["content"], json!({}));
+}
+
+#[tokio::test]
+async fn what_was_redacted_is_counted_where_the_work_goes_on() {
+    let world = World::new().await;
+    let room_id = world.room(&world.alice).await;
+    for n in 0..40 {
+        world.say(&world.alice, &room_id, &n.to_string()).await;
+    }
+    let commits = Arc::new(Mutex::new(0));
+    let count = commits.clone();
+    ok(&world.post("v1/user/@alice:hs.test/redact", json!({ "rooms": [room_id] })).await);
+    world.server.app.store.hub().tap(move |published| *count.lock() += published.len());
+    jobs::drain(&world.server.app).await.unwrap();
+    // Each event; the looking for who may redact, for two parts; and once for each of three parts (the last one finds no more
+    // rooms) what came of it together with what is left.
+    assert_eq!(*commits.lock(), 40 + 2 + 3);
 }
 
 #[tokio::test]
