@@ -121,6 +121,7 @@ fn forget_member(tx: &mut Tx, room: RoomNr, user_id: &str, event: &StoredEvent) 
         forgotten: true,
     };
     tx.put(&schema::MEMBERSHIPS, (user_id, room), &over);
+    tx.delete(&schema::UNREAD, (user_id, room));
     tx.put(&schema::LAST_EVENTS, (room, user_id), event);
     Ok(())
 }

@@ -308,6 +308,20 @@ impl<'a> RoomTx<'a> {
             && matches!(now, MembershipState::Leave | MembershipState::Ban);
         let row = Membership { state: now, event: at, joined, left, was_joined, forgotten };
         self.tx.put(&schema::MEMBERSHIPS, (user_id, self.nr), &row);
+        if left == Some(at) {
+            self.forget_unread(user_id)?;
+        }
+        Ok(())
+    }
+
+    /// Who has left has nothing unread here.
+    fn forget_unread(&mut self, user_id: &str) -> Result<()> {
+        self.tx.delete(&schema::UNREAD, (user_id, self.nr));
+        let log = schema::UNREAD_LOG.prefix((user_id,));
+        let rows: Vec<_> = self.tx.unchecked().scan(&schema::UNREAD_LOG, log).collect::<store::Result<_>>()?;
+        for ((_, at), _) in rows.iter().filter(|(_, room)| *room == self.nr) {
+            self.tx.delete(&schema::UNREAD_LOG, (user_id, *at));
+        }
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use crate::App;
 use crate::blocking;
 use crate::error::Result;
 use crate::rooms::read::RoomReader;
-use crate::schema::{MembershipState, RoomNr, UNREAD, UNREAD_LOG, Unread};
+use crate::schema::{MEMBERSHIPS, MembershipState, RoomNr, UNREAD, UNREAD_LOG, Unread};
 
 /// So long (about) all counts of an answer may take. Tests have less patience.
 const ANSWER: Duration = Duration::from_millis(20);
@@ -170,6 +170,10 @@ async fn write(app: &App, (user_id, room): &Key, work: &Work) -> Result<()> {
     let user = user_id.as_str();
     let row = Unread::from(&work.known);
     let write = |tx: &mut Tx| -> Result<()> {
+        // Who leaves takes their row away; who has left meanwhile gets none.
+        if tx.get(&MEMBERSHIPS, (user, *room))?.is_none_or(|member| member.state != MembershipState::Join) {
+            return Ok(());
+        }
         tx.put(&UNREAD, (user, *room), &row);
         if work.tell {
             let before = tx.scan_guarded(&UNREAD_LOG, UNREAD_LOG.prefix((user,)))?;

@@ -131,6 +131,40 @@ async fn pitfall_038_what_is_redacted_while_it_is_counted_is_not_unread() {
 }
 
 #[tokio::test]
+async fn who_left_leaves_no_count_behind() {
+    let world = World::new();
+    let (alice, bob, room) = busy(&world, 60).await;
+    let app = &world.server.app;
+    let rows = || {
+        let read = app.store.snapshot();
+        (read.count(&UNREAD, UNREAD.all()).unwrap(), read.count(&UNREAD_LOG, UNREAD_LOG.all()).unwrap())
+    };
+    patience(&world, 1);
+    Client::new(&alice).next().await;
+    drain(&world).await;
+    assert_eq!(rows(), (1, 1));
+    let leave = async || {
+        let answer = alice.client.post(&format!("/_matrix/client/v3/rooms/{room}/leave"), json!({})).await;
+        assert!(answer.status.is_success(), "{answer:?}");
+    };
+    leave().await;
+    assert_eq!(rows(), (0, 0));
+
+    // Nor does a count that was under way when they left.
+    world.join(&alice, &room).await;
+    world.say(&bob, &room, "again").await;
+    let mut client = Client::new(&alice);
+    client.next().await;
+    for n in 0..30 {
+        world.say(&bob, &room, &format!("again {n}")).await;
+    }
+    client.next().await;
+    leave().await;
+    drain(&world).await;
+    assert_eq!(rows(), (0, 0));
+}
+
+#[tokio::test]
 async fn pitfall_038_a_long_count_is_not_made_again_after_a_restart() {
     let disk = MemoryDisk::new();
     let world = World::at(disk.clone());
