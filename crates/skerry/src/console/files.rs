@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -172,7 +172,11 @@ impl Layout {
     fn replace(&self, path: &Path, text: &str, mode: u32, group: Option<u32>) -> Result<()> {
         let at = || format!("writing {}", path.display());
         let dir = path.parent().with_context(at)?;
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).with_context(at)?;
+        if !dir.exists() {
+            fs::create_dir_all(dir).with_context(at)?;
+            // The server has to get through, whatever the process's mask takes away.
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).with_context(at)?;
+        }
         let draft = path.with_extension("new");
         let _ = fs::remove_file(&draft);
         let mut file = File::options().write(true).create_new(true).mode(0o600).open(&draft).with_context(at)?;
@@ -221,6 +225,7 @@ fn networkd(network: &Network) -> String {
 #[cfg(test)]
 mod tests {
     use homeserver::config::{Config, Overrides};
+    use nix::sys::stat::{Mode, umask};
 
     use super::super::setup::Certificate;
     use super::*;
@@ -266,7 +271,12 @@ mod tests {
     fn who_may_read_what() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::below(dir.path());
-        layout.write(&setup(), &papers(), 4096).unwrap();
+        // As in the console's unit. What other tests make in this moment is private, too.
+        let before = umask(Mode::S_IRWXG | Mode::S_IRWXO);
+        let outcome = layout.write(&setup(), &papers(), 4096);
+        umask(before);
+        outcome.unwrap();
+        assert_eq!((mode(&layout.config.join("tls")), mode(&layout.config.join("network"))), (0o755, 0o755));
         let of = |name: &str| mode(&layout.config.join(name));
         assert_eq!((of("skerry.toml"), of("tls/server.key"), of("tls/ca.pem")), (0o640, 0o640, 0o644));
         assert_eq!((of("network/10-site.network"), mode(&layout.first_admin())), (0o644, 0o600));

@@ -37,7 +37,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 impl Machine for ThisMachine {
     fn systemctl(&mut self, args: &[&str]) -> Result<String, String> {
-        let out = Command::new("systemctl").args(args).stdin(Stdio::null()).output();
+        let out = Command::new("systemctl").arg("--no-ask-password").args(args).stdin(Stdio::null()).output();
         let out = out.map_err(|cause| format!("systemctl: {cause}"))?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         match out.status.success() {

@@ -45,7 +45,7 @@ fn choose<R: BufRead, W: Write>(
         "2" => password(terminal, machine),
         "3" => network(terminal, layout, machine),
         "4" => update(terminal, machine),
-        "5" => updater(&["approve"], machine),
+        "5" => approve(terminal, machine),
         "6" => match terminal.agree("Restart into the release before this one?")? {
             true => updater(&["rollback"], machine),
             false => Ok(()),
@@ -146,6 +146,21 @@ fn update<R: BufRead, W: Write>(terminal: &mut Terminal<R, W>, machine: &mut imp
     terminal.say("  no stick with an update file (*.skerry) is there")
 }
 
+/// A second person says that they have seen what waits.
+fn approve<R: BufRead, W: Write>(terminal: &mut Terminal<R, W>, machine: &mut impl Machine) -> Result<()> {
+    updater(&["status"], machine)?;
+    let version = terminal.ask("Release to approve, such as 1.1.0", "", word)?;
+    let by = terminal.ask("Your name", "", word)?;
+    updater(&["approve", &version, "--by", &by], machine)
+}
+
+/// No option, and nothing that breaks a line of the history.
+fn word(text: &str) -> Result<String, String> {
+    let good =
+        !text.is_empty() && !text.starts_with('-') && text.chars().count() <= 100 && !text.contains(char::is_control);
+    if good { Ok(text.to_owned()) } else { Err("a word is wanted".to_owned()) }
+}
+
 fn chosen<R: BufRead, W: Write>(files: &[String], terminal: &mut Terminal<R, W>) -> Result<Option<String>> {
     match files {
         [] => Ok(None),
@@ -220,11 +235,24 @@ mod tests {
     #[test]
     fn what_is_chosen_is_done_and_asked_for_first() {
         let mut machine = Fake::default();
-        let said = talk("7\nno\n7\nyes\n8\ny\n6\ny\n5\nx\n2\n\nbattery staple\nbattery staple\n", &mut machine);
+        let said = talk(
+            "7\nno\n7\nyes\n8\ny\n6\ny\n5\n--x\n1.1.0\nAda B\nx\n2\n\nbattery staple\nbattery staple\n",
+            &mut machine,
+        );
         let calls: Vec<&str> =
             machine.calls.iter().map(String::as_str).filter(|call| !call.contains("/health")).collect();
         let password = "POST /users/admin/password {\"log_out\":true,\"password\":\"battery staple\"}";
-        assert_eq!(calls, ["systemctl reboot", "systemctl poweroff", "update rollback", "update approve", password]);
+        assert_eq!(
+            calls,
+            [
+                "systemctl reboot",
+                "systemctl poweroff",
+                "update rollback",
+                "update status",
+                "update approve 1.1.0 --by Ada B",
+                password
+            ]
+        );
         assert!(said.contains("there is no \"x\"") && said.contains("sessions have ended"), "{said}");
     }
 

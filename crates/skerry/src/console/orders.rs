@@ -107,7 +107,7 @@ fn was_done(layout: &Layout, text: &str, orders: &Orders) -> Result<bool> {
 /// Hands an update file over; when it is armed, the machine restarts.
 pub(crate) fn install(file: &Path, machine: &mut impl Machine, say: &mut dyn FnMut(&str)) -> Result<()> {
     let name = file.to_str().context("the file has an odd name")?;
-    match machine.update(&["install", name]).map_err(anyhow::Error::msg)? {
+    match machine.update(&["install", name, "--by", "stick"]).map_err(anyhow::Error::msg)? {
         true => say("the update is in place"),
         false => say("the update was NOT installed; this release goes on"),
     }
@@ -188,6 +188,6 @@ mod tests {
             install(Path::new("/stick/a.skerry"), &mut world.machine, &mut |line| said.push(line.to_owned())).unwrap();
         }
         assert!(said[0].contains("in place") && said[1].contains("NOT installed"), "{said:?}");
-        assert_eq!(world.machine.calls, ["update install /stick/a.skerry"; 2]);
+        assert_eq!(world.machine.calls, ["update install /stick/a.skerry --by stick"; 2]);
     }
 }
