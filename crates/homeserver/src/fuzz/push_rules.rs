@@ -20,7 +20,7 @@ pub(super) fn run(input: &[u8]) {
     let mut parts = parts(input);
     let (Some(json), Some(event)) = (parts.next(), parts.next()) else { return };
     let Ok(rules) = serde_json::from_slice::<Ruleset>(json) else { return };
-    let comparable = serde_json::from_slice(json).is_ok_and(|json| is_small(&json));
+    let comparable = serde_json::from_slice(json).is_ok_and(|json| is_comparable(&json));
     let Some((kind, content)) = std::str::from_utf8(event).ok().and_then(|event| event.split_once('\n')) else {
         return;
     };
@@ -32,7 +32,8 @@ pub(super) fn run(input: &[u8]) {
         let fuel = Fuel::default();
         let said = Rules::new(rules.clone()).decide(&Facts::new(&event), &room, &fuel);
         assert!(fuel.taken() < MOST_STEPS, "{} steps", fuel.taken());
-        if !comparable {
+        // In ruma's, any text ends with its line.
+        if !comparable || content.contains("\\n") {
             continue;
         }
         let Ok(expected) = by_ruma(&rules, &room, event.client()) else { return };
@@ -43,12 +44,16 @@ pub(super) fn run(input: &[u8]) {
 /// Matching has a bound of its own, which no input of the fuzzer's size should reach by far.
 const MOST_STEPS: u64 = 2 << 20;
 
-/// Whether the rules are within the limits beyond which they match nothing here.
-fn is_small(json: &Value) -> bool {
+/// Whether the rules are within the limits beyond which they match nothing here, and without wildcards side by side, the
+/// second of which ruma takes for a plain character where whole words are asked for.
+fn is_comparable(json: &Value) -> bool {
     match json {
-        Value::String(text) => text.len() <= MAX_PATTERN_BYTES,
-        Value::Array(items) => items.len() <= MAX_CONDITIONS && items.iter().all(is_small),
-        Value::Object(fields) => fields.values().all(is_small),
+        Value::String(text) => {
+            let wild = |byte: &u8| matches!(byte, b'*' | b'?');
+            text.len() <= MAX_PATTERN_BYTES && !text.as_bytes().windows(2).any(|pair| pair.iter().all(wild))
+        }
+        Value::Array(items) => items.len() <= MAX_CONDITIONS && items.iter().all(is_comparable),
+        Value::Object(fields) => fields.values().all(is_comparable),
         _ => true,
     }
 }
