@@ -13,6 +13,9 @@ pub(crate) fn examples(handler: &'static str) -> Vec<Example> {
     }
     let name = handler.rsplit("::").take(2).collect::<Vec<_>>();
     let (module, name) = (name[1], name[0]);
+    if handler.contains("::oauth::") {
+        return oauth(module, name).into_iter().map(|fields| (Vec::new(), fields)).collect();
+    }
     let auth = json!({"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "{user}"},
         "password": PASSWORD, "session": "x"});
     let one = |body: Value| vec![(Vec::new(), body)];
@@ -290,4 +293,63 @@ pub(crate) fn sliding() -> Value {
         "extensions": {"to_device": {"enabled": true, "limit": 10, "since": "1"}, "e2ee": {"enabled": true},
             "account_data": extension, "receipts": extension, "typing": extension, "presence": extension,
             "io.element.msc4308.thread_subscriptions": {"enabled": true, "limit": 3}}})
+}
+
+/// What a client of OAuth says about itself.
+pub(crate) fn oauth_client() -> Value {
+    json!({
+        "client_name": "App", "client_uri": "https://example.com/", "redirect_uris": ["https://example.com/callback"],
+        "logo_uri": "https://example.com/logo", "tos_uri": "https://example.com/tos", "policy_uri": "https://example.com/p",
+        "response_types": ["code"], "token_endpoint_auth_method": "none", "application_type": "web",
+        "grant_types": ["authorization_code", "refresh_token", "urn:ietf:params:oauth:grant-type:device_code"]})
+}
+
+/// Fields of queries and forms of the authorization server; `{client}` and `{csrf}` stand for what there is.
+fn oauth(module: &str, name: &str) -> Vec<Value> {
+    const SCOPE: &str = "urn:matrix:client:api:* urn:matrix:client:device:PHONE12345";
+    const REDIRECT: &str = "https://example.com/callback";
+    let request = "client_id={client}&redirect_uri=https%3A%2F%2Fexample.com%2Fcallback&response_type=code&state=s&\
+        code_challenge_method=S256&code_challenge=E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM&\
+        scope=urn%3Amatrix%3Aclient%3Aapi%3A*+urn%3Amatrix%3Aclient%3Adevice%3APHONE12345";
+    let with_csrf = |mut fields: Value| {
+        fields["csrf"] = json!("{csrf}");
+        fields
+    };
+    match (module, name) {
+        ("registration", _) => vec![oauth_client()],
+        ("token", "token") => vec![
+            json!({"grant_type": "authorization_code", "client_id": "{client}", "code": "c", "redirect_uri": REDIRECT,
+                "code_verifier": "a-verifier-that-is-long-enough-to-be-one-0123456789"}),
+            json!({"grant_type": "refresh_token", "client_id": "{client}", "refresh_token": "t"}),
+            json!({"grant_type": "urn:ietf:params:oauth:grant-type:device_code", "client_id": "{client}", "device_code": "d"}),
+        ],
+        ("token", "revoke") => vec![json!({"token": "t", "token_type_hint": "access_token", "client_id": "{client}"})],
+        ("token", _) => vec![json!({"client_id": "{client}", "scope": SCOPE})],
+        ("authorize", "show") => vec![json!({
+            "client_id": "{client}", "redirect_uri": REDIRECT, "response_type": "code", "response_mode": "fragment",
+            "state": "s", "scope": SCOPE, "code_challenge_method": "S256", "prompt": "login",
+            "code_challenge": "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM", "login_hint": "mxid:{user}"})],
+        ("authorize", _) => vec![with_csrf(json!({"request": request, "user": "{user}", "answer": "allow"}))],
+        ("link", "show") => vec![json!({"user_code": "ABCD-EFGH"})],
+        ("link", _) => vec![with_csrf(json!({"user_code": "ABCD-EFGH", "user": "{user}", "answer": "allow"}))],
+        ("sso", "answer") => vec![with_csrf(json!({
+            "redirectUrl": "https://example.com/", "request": "redirectUrl=https%3A%2F%2Fexample.com%2F", "user": "{user}",
+            "answer": "allow"}))],
+        ("sso", _) => vec![json!({"redirectUrl": "https://example.com/", "org.matrix.msc3824.action": "login"})],
+        ("login", "show" | "show_registration") => vec![json!({"next": "/account?action=devices_list"})],
+        ("login", "log_in") => vec![with_csrf(json!({"username": "{user}", "password": PASSWORD, "next": "/account"}))],
+        ("login", "register") => vec![with_csrf(json!({
+            "username": "somebody", "password": PASSWORD, "again": PASSWORD, "token": "t", "next": "/account"}))],
+        ("login", _) => vec![with_csrf(json!({"next": "/account"}))],
+        ("account", "show") => vec![json!({"action": "org.matrix.device_view", "device_id": "{device}"})],
+        ("account", _) => vec![
+            with_csrf(json!({"do": "device", "device_id": "{device}"})),
+            with_csrf(
+                json!({"do": "password", "password": PASSWORD, "new": PASSWORD, "again": PASSWORD, "others": "out"}),
+            ),
+            with_csrf(json!({"do": "close", "password": PASSWORD, "erase": "yes"})),
+            with_csrf(json!({"do": "reset", "password": PASSWORD, "wanted": "AAAA"})),
+        ],
+        _ => vec![json!({})],
+    }
 }

@@ -25,6 +25,10 @@ use examples::{examples, sliding};
 use shots::{QUERY_NAMES, bad_keys, bad_query_values, bad_segments, bad_values, raw_bodies};
 
 const PASSWORD: &str = "correct horse";
+/// Where devices meet.
+const MEETING: &str = "/_matrix/client/unstable/org.matrix.msc4108/rendezvous";
+/// Where the pages of the authorization server say that they are.
+const BASE: &str = "https://hs.test";
 /// Nothing takes longer, except for polls.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A poll that has nothing to tell waits for a clock that stands still.
@@ -122,6 +126,8 @@ fn targets() -> Vec<Target> {
 struct World {
     local: Local,
     admin: Local,
+    /// A client of OAuth.
+    client: String,
     made: std::cell::Cell<u64>,
     _dir: tempfile::TempDir,
 }
@@ -151,6 +157,8 @@ impl World {
             search: Limit::Off,
             other: Limit::Off,
         };
+        config.oauth.enabled = true;
+        config.well_known.client_base_url = Some(BASE.to_owned());
         config.server_notices.sender = Some("notices".to_owned());
         config.media.preview_hosts = vec!["http://127.0.0.1:9".parse().unwrap()];
         let dir = tempfile::tempdir().unwrap();
@@ -158,7 +166,10 @@ impl World {
         let app = App::in_memory(config);
         let admin = api::admin().join(api::metrics());
         let admin = Local::new(Router::new(app.clone(), admin).unwrap());
-        World { local: Local::new(app.router()), admin, made: std::cell::Cell::new(0), _dir: dir }
+        let local = Local::new(app.router());
+        let client = local.post("/oauth2/registration", examples::oauth_client()).await.json();
+        let client = client["client_id"].as_str().unwrap_or_else(|| panic!("{client}")).to_owned();
+        World { local, admin, client, made: std::cell::Cell::new(0), _dir: dir }
     }
 
     async fn user(&self) -> User {
@@ -171,6 +182,26 @@ impl World {
     }
 }
 
+impl Target {
+    /// Whether it answers in the words of OAuth, or with pages.
+    fn is_oauth(&self) -> bool {
+        self.handler.contains("::oauth::")
+    }
+
+    /// Whether it takes the body of a form.
+    fn takes_form(&self) -> bool {
+        let json = ["::registration::", "::rendezvous::"].iter().any(|module| self.handler.contains(module));
+        self.is_oauth() && self.method == Method::POST && !json
+    }
+}
+
+/// A browser that is logged in: its cookie, and what its forms carry.
+#[derive(Default)]
+struct Browser {
+    cookie: String,
+    csrf: String,
+}
+
 /// One endpoint under attack, with people and a room of its own.
 struct Campaign<'a> {
     world: &'a World,
@@ -179,6 +210,9 @@ struct Campaign<'a> {
     other: User,
     room: String,
     event: String,
+    browser: Browser,
+    /// Where two devices meet.
+    point: String,
     findings: Vec<String>,
     requests: usize,
     txn: u64,
@@ -202,6 +236,8 @@ impl<'a> Campaign<'a> {
             other,
             room: String::new(),
             event: String::new(),
+            browser: Browser::default(),
+            point: String::new(),
             findings: Vec::new(),
             requests: 0,
             txn: 0,
@@ -224,6 +260,32 @@ impl<'a> Campaign<'a> {
         let path = format!("/_matrix/client/v3/rooms/{room}/send/m.room.message/first");
         let answer = self.user.local.put(&path, json!({"msgtype": "m.text", "body": "first"})).await.json();
         answer["event_id"].as_str().unwrap_or_else(|| panic!("{answer}")).clone_into(&mut self.event);
+        if self.target.is_oauth() {
+            self.browser = self.logged_in().await;
+            let answer = self.world.local.post(MEETING, Value::Null).await.json();
+            // There are no more than so many.
+            self.point = answer["url"].as_str().and_then(|url| url.rsplit('/').next()).unwrap_or("x").to_owned();
+        }
+    }
+
+    /// A browser in which the user has logged in to the pages.
+    async fn logged_in(&self) -> Browser {
+        let page = self.world.local.get("/oauth2/login").await;
+        let csrf = csrf_of(&page);
+        let fields = json!({"csrf": csrf, "username": self.user.id, "password": PASSWORD});
+        let mut request = Request::new(form(&fields).into());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = "/oauth2/login".parse().unwrap();
+        request.headers_mut().insert(header::COOKIE, HeaderValue::from_str(&cookie_of(&page)).unwrap());
+        let answer = self.world.local.request(request).await;
+        assert_eq!(answer.status, 303, "{}", String::from_utf8_lossy(&answer.body));
+        let cookie = cookie_of(&answer);
+        let mut request = Request::new(homeserver::http::Body::empty());
+        *request.uri_mut() = "/account".parse().unwrap();
+        request.headers_mut().insert(header::COOKIE, HeaderValue::from_str(&cookie).unwrap());
+        let page = self.world.local.request(request).await;
+        let csrf = csrf_of(&page);
+        Browser { cookie, csrf }
     }
 
     async fn run(&mut self) {
@@ -245,6 +307,7 @@ impl<'a> Campaign<'a> {
                 self.fire(Shot { path: self.path(), body, headers: HeaderMap::new(), what: what.clone() }).await;
             if code.is_empty()
                 || self.target.method == Method::DELETE
+                || self.target.is_oauth()
                 || NO_JSON.iter().any(|handler| self.target.handler.ends_with(handler))
             {
                 continue;
@@ -288,8 +351,13 @@ impl<'a> Campaign<'a> {
     }
 
     async fn body(&mut self, body: &Value, what: &str) {
-        let body = Bytes::from(body.to_string());
+        let body = self.encoded(body);
         self.fire(Shot { path: self.path(), body, headers: HeaderMap::new(), what: what.to_owned() }).await;
+    }
+
+    /// A body as the endpoint takes it.
+    fn encoded(&self, body: &Value) -> Bytes {
+        if self.target.takes_form() { form(body).into() } else { body.to_string().into() }
     }
 
     async fn paths(&mut self) {
@@ -343,14 +411,14 @@ impl<'a> Campaign<'a> {
         for (name, value) in odd {
             let mut headers = HeaderMap::new();
             headers.insert(name.clone(), HeaderValue::from_bytes(value).unwrap());
-            let body = Bytes::from(self.fill_in(&self.target.body).to_string());
+            let body = self.encoded(&self.fill_in(&self.target.body));
             let what = format!("{name}: {}", shown(value));
             self.fire(Shot { path: self.path(), body, headers, what }).await;
         }
     }
 
     async fn shot(&mut self, path: String, what: String) {
-        let body = Bytes::from(self.fill_in(&self.target.body).to_string());
+        let body = self.encoded(&self.fill_in(&self.target.body));
         self.fire(Shot { path, body, headers: HeaderMap::new(), what }).await;
     }
 
@@ -366,6 +434,11 @@ impl<'a> Campaign<'a> {
         *request.method_mut() = self.target.method.clone();
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
+        if self.target.is_oauth() {
+            request.headers_mut().insert(header::COOKIE, HeaderValue::from_str(&self.browser.cookie).unwrap());
+            let given = request.headers_mut().entry(header::IF_MATCH);
+            given.or_insert(HeaderValue::from_static("\"1\""));
+        }
         let anonymous = request.headers().contains_key(header::AUTHORIZATION);
         let local = match (self.target.admin, anonymous || !self.target.token) {
             (true, _) => &self.world.admin,
@@ -380,7 +453,8 @@ impl<'a> Campaign<'a> {
             }
             return None;
         };
-        if let Some(complaint) = complaint(&answer) {
+        let judged = if self.target.is_oauth() { oauth_complaint(&answer) } else { complaint(&answer) };
+        if let Some(complaint) = judged {
             self.finding(&what, &complaint);
         }
         let logged_out = answer.errcode() == "M_UNKNOWN_TOKEN" || self.target.method != Method::GET;
@@ -453,7 +527,13 @@ impl<'a> Campaign<'a> {
         });
         let path = segments.collect::<Vec<_>>().join("/");
         // Without a version these say nothing else than that it is missing.
-        if path.contains("/room_keys/keys") { path + "?version=1" } else { path }
+        if path.contains("/room_keys/keys") {
+            return path + "?version=1";
+        }
+        if self.target.is_oauth() && self.target.method == Method::GET {
+            return format!("{path}?{}", form(&self.fill_in(&self.target.body)));
+        }
+        path
     }
 
     fn argument(&self, name: &str) -> String {
@@ -479,6 +559,7 @@ impl<'a> Campaign<'a> {
             "filter_id" => "1".to_owned(),
             "tag" => "u.work".to_owned(),
             "action" => "cancel".to_owned(),
+            "name" => self.point.clone(),
             _ => "x".to_owned(),
         }
     }
@@ -489,6 +570,8 @@ impl<'a> Campaign<'a> {
             .replace("{device}", &self.user.device)
             .replace("{room}", &self.room)
             .replace("{event}", &self.event)
+            .replace("{client}", &self.world.client)
+            .replace("{csrf}", &self.browser.csrf)
     }
 
     fn fill_in(&self, value: &Value) -> Value {
@@ -553,6 +636,23 @@ fn complaint(answer: &Answer) -> Option<String> {
     (!right.contains(&status)).then(|| format!("{status} {json}"))
 }
 
+/// The same for what speaks OAuth or shows pages.
+fn oauth_complaint(answer: &Answer) -> Option<String> {
+    let (status, json) = (answer.status.as_u16(), answer.json());
+    let kind = answer.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    if kind.starts_with("text/html") {
+        let guarded = answer.headers.contains_key(header::CONTENT_SECURITY_POLICY);
+        let whole = guarded && answer.body.ends_with(b"</html>\n");
+        return (status >= 500 || !whole).then(|| format!("{status} {}", String::from_utf8_lossy(&answer.body)));
+    }
+    if status >= 400 && json["error"].is_string() && json.get("errcode").is_none() {
+        // A network has so many devices waiting for their users, and the clock of a test stands still.
+        let full = status == 503 && json["error"] == "temporarily_unavailable";
+        return (!full && ![400, 401].contains(&status)).then(|| format!("{status} {json}"));
+    }
+    complaint(answer)
+}
+
 // ---- small things ------------------------------------------------------------------------------------------------
 
 /// The places in a value, its root left out.
@@ -573,6 +673,26 @@ fn pointers(value: &Value, at: String, places: &mut Vec<String>) {
 
 fn arguments(path: &str) -> impl Iterator<Item = &str> {
     path.split('/').filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'))
+}
+
+/// A value as the body of a form.
+fn form(value: &Value) -> String {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let fields = value.as_object().into_iter().flatten();
+    fields.map(|(name, value)| format!("{}={}", encode(name), encode(&text(value)))).collect::<Vec<_>>().join("&")
+}
+
+/// What the forms of a page carry.
+fn csrf_of(page: &Answer) -> String {
+    let html = String::from_utf8_lossy(&page.body).into_owned();
+    let value = html.split("name=\"csrf\" value=\"").nth(1).and_then(|rest| rest.split('"').next());
+    value.unwrap_or_else(|| panic!("{html}")).to_owned()
+}
+
+/// The cookie that an answer sets.
+fn cookie_of(answer: &Answer) -> String {
+    let cookie = answer.headers.get(header::SET_COOKIE).and_then(|cookie| cookie.to_str().ok()).unwrap_or_default();
+    cookie.split(';').next().unwrap_or_default().to_owned()
 }
 
 fn encode(text: &str) -> String {
