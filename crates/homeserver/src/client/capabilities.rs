@@ -33,6 +33,7 @@ async fn capabilities(ctx: RawCtx) -> Result<Response> {
     let by_password = !uia::is_by_oauth(&ctx.app, ctx.requester()?)?;
     let stable = |version: &RoomVersionId| (version.to_string(), json!("stable"));
     let available: Map<String, Value> = ROOM_VERSIONS.iter().map(stable).collect();
+    let moderates = ctx.requester()?.admin;
     let body = json!({ "capabilities": {
         "m.room_versions": { "default": ctx.app.config.rooms.default_version, "available": available },
         "m.change_password": { "enabled": by_password },
@@ -40,6 +41,7 @@ async fn capabilities(ctx: RawCtx) -> Result<Response> {
         "m.set_displayname": { "enabled": true },
         "m.set_avatar_url": { "enabled": true },
         "m.3pid_changes": { "enabled": false },
+        "m.account_moderation": { "lock": moderates, "suspend": moderates },
         "m.get_login_token": { "enabled": by_password },
         "m.delayed_events": { "max_delay_ms": delayed::MAX_DELAY_MS, "max_scheduled": delayed::MAX_SCHEDULED },
     } });
@@ -50,7 +52,8 @@ async fn capabilities(ctx: RawCtx) -> Result<Response> {
 mod tests {
     use serde_json::json;
 
-    use crate::testing::Server;
+    use crate::testing::{PASSWORD, Server};
+    use crate::users::admin;
 
     #[tokio::test]
     async fn pitfall_110_the_default_room_version_is_one_of_the_stable_ones() {
@@ -62,6 +65,11 @@ mod tests {
         assert_eq!(versions["available"].as_object().unwrap().len(), 7);
         assert_eq!(all["m.change_password"], json!({ "enabled": true }));
         assert_eq!(all["m.3pid_changes"], json!({ "enabled": false }));
+        assert_eq!(all["m.account_moderation"], json!({ "lock": false, "suspend": false }));
+        admin::create(&server.app, "root", PASSWORD, true).await.unwrap();
+        let root = server.log_in("root").await;
+        let all = root.client.get("/_matrix/client/v3/capabilities").await.json()["capabilities"].clone();
+        assert_eq!(all["m.account_moderation"], json!({ "lock": true, "suspend": true }));
         assert_eq!(server.client.get("/_matrix/client/v3/capabilities").await.errcode(), "M_MISSING_TOKEN");
     }
 }
