@@ -1,5 +1,7 @@
 //! What users do, chosen at random. Not here: what comes of it (`play`).
 
+use std::collections::BTreeSet;
+
 use homeserver::schema::{MEMBERSHIPS, MembershipState, room_nr};
 use rand::Rng as _;
 use rand::seq::IndexedRandom as _;
@@ -8,7 +10,7 @@ use ruma::RoomId;
 use serde_json::{Value, json};
 use store::Read as _;
 
-use crate::model::{Model, Sent};
+use crate::model::{Model, Note, Sent};
 use crate::request::{Request, enc, v3};
 use crate::view::Taste;
 use crate::world::World;
@@ -18,6 +20,8 @@ use crate::world::World;
 pub(crate) enum Op {
     /// The first try, or another one, to send an event.
     Send(usize),
+    /// Likewise for a message to devices.
+    Note(usize),
     Create,
     Member {
         room: String,
@@ -94,9 +98,10 @@ impl Chooser<'_> {
             78..82 => self.receipt(device),
             82..85 => self.data(device),
             85..86 => self.tag(device),
-            86..88 => self.typing(device),
-            88..89 => self.profile(device),
-            89..98 => self.look(device),
+            86..87 => self.typing(device),
+            87..88 => self.profile(device),
+            88..91 => self.note(device),
+            91..98 => self.look(device),
             98 => self.log_in(device),
             _ => self.session(device),
         };
@@ -258,6 +263,29 @@ impl Chooser<'_> {
             request.path.push('x');
         }
         Some((request, Op::Send(index)))
+    }
+
+    /// A message to one to three devices, or an older one once more.
+    fn note(&mut self, device: usize) -> Option<(Request, Op)> {
+        let mine = |index: &usize| self.model.notes[*index].device == device;
+        let mine: Vec<usize> = (0..self.model.notes.len()).filter(mine).collect();
+        if let Some(index) = mine.choose(self.dice).copied().filter(|_| self.dice.random_bool(0.3)) {
+            return Some((self.model.notes[index].request.clone(), Op::Note(index)));
+        }
+        let alive: Vec<usize> = self.model.alive().into_iter().collect();
+        let count = self.dice.random_range(1..=3);
+        let to: BTreeSet<usize> = alive.choose_multiple(self.dice, count).copied().collect();
+        let number = self.model.number();
+        let marker = format!("marker-{number}");
+        let mut messages = json!({});
+        for index in &to {
+            let (user, id) = (self.user(*index), &self.model.devices[*index].id);
+            messages[user][id.as_str()] = json!({ "org.example.marker": marker });
+        }
+        let path = v3(&["sendToDevice", "org.example.note", &format!("txn{number}")]);
+        let request = Request::put(path, json!({ "messages": messages }));
+        self.model.notes.push(Note { device, request: request.clone(), marker, to, acked: false });
+        Some((request, Op::Note(self.model.notes.len() - 1)))
     }
 
     fn state(&mut self, device: usize) -> Option<(Request, Op)> {

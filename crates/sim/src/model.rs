@@ -14,6 +14,7 @@ pub(crate) struct Model {
     /// The rooms that somebody was told of, in the order they were made.
     pub(crate) rooms: Vec<String>,
     pub(crate) sent: Vec<Sent>,
+    pub(crate) notes: Vec<Note>,
     /// Who saw which event first when, by user ID and event ID.
     pub(crate) seen: BTreeMap<(String, String), Seen>,
     pub(crate) data: BTreeMap<(usize, String, String), Data>,
@@ -32,7 +33,10 @@ pub(crate) struct User {
 #[derive(Debug)]
 pub(crate) struct Device {
     pub(crate) user: usize,
+    pub(crate) id: String,
     pub(crate) token: String,
+    /// The notes that came, by their markers.
+    pub(crate) notes: BTreeSet<String>,
     pub(crate) refresh: Option<String>,
     pub(crate) taste: Taste,
     pub(crate) since: Option<String>,
@@ -61,6 +65,16 @@ pub(crate) struct Sent {
     pub(crate) event_id: Option<String>,
     pub(crate) began: u64,
     pub(crate) acked: Option<u64>,
+}
+
+/// A message to devices that somebody tried to send.
+#[derive(Debug)]
+pub(crate) struct Note {
+    pub(crate) device: usize,
+    pub(crate) request: Request,
+    pub(crate) marker: String,
+    pub(crate) to: BTreeSet<usize>,
+    pub(crate) acked: bool,
 }
 
 #[derive(Debug)]

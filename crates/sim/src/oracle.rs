@@ -9,6 +9,7 @@ use store::Read as _;
 
 use crate::Check;
 use crate::act::sync_request;
+use crate::model::Note;
 use crate::play::Sim;
 use crate::request::{Request, enc, v3};
 use crate::truth::{self, Room, StateKey, text};
@@ -21,6 +22,7 @@ pub(crate) async fn check(sim: &mut Sim) -> Check<usize> {
     sent(sim, &rooms)?;
     memberships(sim, &rooms)?;
     retries(sim).await?;
+    notes(sim).await?;
     let alive = sim.model.alive();
     for index in &alive {
         initial(sim, *index, &rooms).await?;
@@ -114,6 +116,45 @@ async fn retries(sim: &mut Sim) -> Check {
         let answer = sim.world.call(sent.request.clone().with_token(&device.token)).await?;
         if answer.json()["event_id"] != id.as_str() {
             return Err(format!("a retry of what became {id} is answered {}", answer.json()));
+        }
+    }
+    Ok(())
+}
+
+/// Every message to a device arrived there once; sending it again brings it to nobody twice, and at last to everybody.
+async fn notes(sim: &mut Sim) -> Check {
+    arrived(sim)?;
+    for index in 0..sim.model.notes.len() {
+        let note = &sim.model.notes[index];
+        let device = &sim.model.devices[note.device];
+        if !device.alive {
+            continue;
+        }
+        let answer = sim.world.call(note.request.clone().with_token(&device.token)).await?;
+        if !answer.status.is_success() {
+            return Err(format!("sending the note {} again is answered {}", note.marker, answer.json()));
+        }
+        sim.model.notes[index].acked = true;
+    }
+    for index in sim.model.alive() {
+        sim.catch_up(index).await?;
+    }
+    arrived(sim)
+}
+
+/// What was acknowledged came to all that it was for, and nothing to others.
+fn arrived(sim: &Sim) -> Check {
+    for index in sim.model.alive() {
+        let device = &sim.model.devices[index];
+        let mine = |note: &&Note| note.to.contains(&index);
+        for note in sim.model.notes.iter().filter(mine).filter(|note| note.acked) {
+            if !device.notes.contains(&note.marker) {
+                return Err(format!("the note {} was acknowledged and never came to device {index}", note.marker));
+            }
+        }
+        let sent: BTreeSet<&str> = sim.model.notes.iter().filter(mine).map(|note| note.marker.as_str()).collect();
+        if let Some(stray) = device.notes.iter().find(|marker| !sent.contains(marker.as_str())) {
+            return Err(format!("the note {stray} came to device {index}, for which it was not"));
         }
     }
     Ok(())

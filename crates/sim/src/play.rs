@@ -1,5 +1,6 @@
 //! One run: users act while faults come and go, then everything comes to rest and is checked.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use homeserver::http::Answer;
@@ -295,6 +296,7 @@ impl Sim {
         let tip = self.world.app.store.tip().0;
         match op {
             Op::Send(index) => self.sent(index, &json, began)?,
+            Op::Note(index) => self.model.notes[index].acked = true,
             Op::Create => self.model.learn_room(&text(&json["room_id"])),
             Op::Member { room, user, membership } => self.model.memberships.push(Acked { room, user, membership, tip }),
             Op::Sync { lose: true, device, .. } => self.model.devices[device].syncing = false,
@@ -305,6 +307,8 @@ impl Sim {
             Op::LogIn { user, taste } => {
                 self.model.devices.push(Device {
                     user,
+                    id: text(&json["device_id"]),
+                    notes: BTreeSet::new(),
                     token: text(&json["access_token"]),
                     refresh: json["refresh_token"].as_str().map(str::to_owned),
                     taste,
@@ -394,6 +398,12 @@ impl Sim {
         let tip = self.world.app.store.tip().0;
         for (event, in_state) in applied.seen {
             self.model.saw(&user, &event, tip, in_state, "sync");
+        }
+        for note in list(&json["to_device"]["events"]) {
+            let marker = text(&note["content"]["org.example.marker"]);
+            if !self.model.devices[index].notes.insert(marker.clone()) {
+                return Err(format!("device {index} is sent the note {marker} twice"));
+            }
         }
         if let Some((room, stranger)) = applied.strangers.first() {
             return Err(format!("{user} (device {index}) sees {stranger} write in {room}, but not who that is"));
@@ -518,7 +528,7 @@ impl Sim {
     }
 
     /// Syncs until there is nothing new.
-    async fn catch_up(&mut self, index: usize) -> Check {
+    pub(crate) async fn catch_up(&mut self, index: usize) -> Check {
         for _ in 0..10 {
             let device = &self.model.devices[index];
             let since = device.since.clone();
@@ -539,7 +549,7 @@ impl Sim {
 
 /// Whether a sync tells anything.
 fn says_something(sync: &Value) -> bool {
-    sync.get("rooms").is_some() || sync.get("account_data").is_some()
+    sync.get("rooms").is_some() || sync.get("account_data").is_some() || sync.pointer("/to_device/events/0").is_some()
 }
 
 /// Every event in an answer, wherever it stands.
@@ -564,6 +574,11 @@ fn sightings(value: &Value, in_state: bool, seen: &mut Vec<(String, bool)>) {
 
 /// Breaks a sync answer on purpose.
 fn sabotage(how: Option<Sabotage>, sync: &mut Value, dice: &mut ChaCha8Rng) {
+    if let (Some(Sabotage::DropNote), true, Some(notes)) =
+        (how, dice.random_bool(0.3), sync.pointer_mut("/to_device/events").and_then(Value::as_array_mut))
+    {
+        notes.pop();
+    }
     let Some(how) = how.filter(|_| sync.get("rooms").is_some()) else { return };
     if how == Sabotage::DropLeave && dice.random_bool(0.3) {
         sync["rooms"]["leave"] = json!({});

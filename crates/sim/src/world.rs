@@ -55,6 +55,8 @@ pub enum Sabotage {
     DropReceipt,
     /// A piece of account data is lost.
     DropAccountData,
+    /// A message to a device is lost.
+    DropNote,
     /// That a user left a room is not told.
     DropLeave,
     /// One more event is unread than there is.
@@ -70,12 +72,13 @@ pub enum Sabotage {
 }
 
 impl Sabotage {
-    pub const ALL: [Sabotage; 11] = [
+    pub const ALL: [Sabotage; 12] = [
         Sabotage::DropTimelineEvent,
         Sabotage::SwapTimelineEvents,
         Sabotage::DropStateEvent,
         Sabotage::DropReceipt,
         Sabotage::DropAccountData,
+        Sabotage::DropNote,
         Sabotage::DropLeave,
         Sabotage::MiscountUnread,
         Sabotage::MistakeUser,

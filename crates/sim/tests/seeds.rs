@@ -67,6 +67,7 @@ fn sign_of(sabotage: Sabotage) -> &'static str {
         Sabotage::DropStateEvent => "state (incremental) differ",
         Sabotage::DropReceipt => "receipts differ",
         Sabotage::DropAccountData => "account data",
+        Sabotage::DropNote => "never came to device",
         Sabotage::DropLeave => "joined rooms differ",
         Sabotage::MiscountUnread => "unread counts differ",
         Sabotage::MistakeUser => " saw ",
