@@ -440,15 +440,15 @@ async fn an_administrator_goes_on_past_what_a_service_never_takes() {
     assert_eq!(refused(&skip(&json!(17)).await), (404, "M_NOT_FOUND".to_owned()), "nobody has seen that");
     assert_eq!(refused(&desk.get("/services/other").await), (404, "M_NOT_FOUND".to_owned()));
     ok(&skip(&waiting["number"]).await);
-    service.answers.lock().clear();
-    let next = loop {
-        let next = service.next_by_clock(&server).await;
-        if next.path != first.path {
-            break next;
-        }
-    };
+    // One request may have been under way. The service still takes nothing, and is sent the next transaction all the same.
+    let mut next = service.next_by_clock(&server).await;
+    if next.path == first.path {
+        next = service.next_by_clock(&server).await;
+    }
+    assert_ne!(next.path, first.path);
     assert_eq!(bodies(next.body["events"].as_array().unwrap()), ["after"]);
     assert_eq!(refused(&skip(&waiting["number"]).await), (404, "M_NOT_FOUND".to_owned()), "it is gone");
+    service.answers.lock().clear();
 }
 
 #[tokio::test]
