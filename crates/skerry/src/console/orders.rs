@@ -1,7 +1,7 @@
 //! Orders on a stick: found at boot (or when somebody asks), done once, reported on the console and on the stick.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use ring::digest::{SHA256, digest};
@@ -60,7 +60,13 @@ fn carry_out(
             tell("this one was done before");
             return Ok(None);
         }
-        begin(orders, layout, machine, tell).map_err(|why| format!("{why:#}"))
+        begin(orders, layout, machine, tell).map_err(|why| {
+            // A set-up that came to nothing is tried again at the next start.
+            if !layout.is_set_up() {
+                let _ = fs::remove_file(mark(layout));
+            }
+            format!("{why:#}")
+        })
     });
     outcome.unwrap_or_else(|why| {
         tell(&format!("NOT done: {why}"));
@@ -92,9 +98,14 @@ fn begin(
     Ok(orders.update)
 }
 
+/// What remembers the last order.
+fn mark(layout: &Layout) -> PathBuf {
+    layout.console.join("order")
+}
+
 /// The same file with the same update was seen before; remembered from now on.
 fn was_done(layout: &Layout, text: &str, orders: &Orders) -> Result<bool> {
-    let mark = layout.console.join("order");
+    let mark = mark(layout);
     let whole = format!("{}\n{text}", orders.update.as_deref().unwrap_or(""));
     let sum: String = digest(&SHA256, whole.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     if fs::read_to_string(&mark).is_ok_and(|before| before == sum) {
@@ -176,6 +187,16 @@ mod tests {
         assert!(!world.layout.is_set_up() && world.machine.calls.is_empty());
         let (told, _) = world.order(&"x".repeat(70_000));
         assert!(told.contains("is longer than 65536 bytes"), "{told}");
+        assert!(world.order(ORDER).0.contains("set up: "));
+    }
+
+    #[test]
+    fn a_set_up_that_came_to_nothing_is_tried_again() {
+        let mut world = World::new();
+        world.machine.systemctl_fails = true;
+        assert!(world.order(ORDER).0.contains("NOT done: no systemd"));
+        assert!(!world.layout.is_set_up());
+        world.machine.systemctl_fails = false;
         assert!(world.order(ORDER).0.contains("set up: "));
     }
 

@@ -204,6 +204,7 @@ pub(crate) mod tests {
         pub(crate) addresses: Vec<IpAddr>,
         pub(crate) now: OffsetDateTime,
         pub(crate) update_goes_well: bool,
+        pub(crate) systemctl_fails: bool,
         /// Rounds until the server answers.
         pub(crate) server_in: u32,
         /// Paths for which the server has a refusal.
@@ -217,6 +218,7 @@ pub(crate) mod tests {
                 addresses: vec!["10.0.2.15".parse().unwrap()],
                 now: OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap(),
                 update_goes_well: true,
+                systemctl_fails: false,
                 server_in: 0,
                 refused: Vec::new(),
             }
@@ -226,7 +228,7 @@ pub(crate) mod tests {
     impl Machine for Fake {
         fn systemctl(&mut self, args: &[&str]) -> Result<String, String> {
             self.calls.push(format!("systemctl {}", args.join(" ")));
-            Ok(String::new())
+            if self.systemctl_fails { Err("no systemd".to_owned()) } else { Ok(String::new()) }
         }
 
         fn server(&mut self, method: Method, path: &str, body: Option<&Value>) -> Result<(StatusCode, Value), String> {
