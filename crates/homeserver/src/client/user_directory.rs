@@ -1,7 +1,7 @@
 //! The user directory: whom somebody finds here. That is who is in a room with them, who is in a public room, and,
 //! where the settings say so, everybody.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -28,6 +28,9 @@ const MAX_RESULTS: u64 = 50;
 const SMALL_ROOM: u32 = 100;
 /// So many people around are enough.
 const MAX_NEAR: usize = 200;
+/// So many rooms of others are looked into for one search. Whoever is in none of them that is public, and shares none with
+/// who asks, is not found.
+const MAX_ROOMS: usize = 400;
 
 pub fn routes() -> Routes {
     Routes::default().ruma(search).limit(Class::Search)
@@ -48,10 +51,14 @@ async fn search(ctx: Ctx<Request>) -> Result<Response> {
 /// Up to `limit` users of that name whom somebody may find.
 pub fn find(app: &App, me: &UserId, term: &str, limit: usize) -> Result<Found> {
     let read = app.store.snapshot();
-    let acquaintances = Acquaintances { app, read: &read, mine: rooms_of(app, me)?, public: RefCell::default() };
+    let (public, too_many) = (RefCell::default(), Cell::new(false));
+    let acquaintances = Acquaintances { app, read: &read, mine: rooms_of(app, me)?, public, too_many };
     let all = app.config.user_directory.search_all_users;
     let may_find = |user: &UserId| Ok(all || user == me || acquaintances.include(user)?);
-    directory::search(&read, term, limit, may_find, || if all { Ok(Vec::new()) } else { acquaintances.near() })
+    let near = || if all { Ok(Vec::new()) } else { acquaintances.near() };
+    let mut found = directory::search(&read, term, limit, may_find, near)?;
+    found.limited |= acquaintances.too_many.get();
+    Ok(found)
 }
 
 /// Whom a user can know of.
@@ -61,6 +68,8 @@ struct Acquaintances<'a> {
     mine: Arc<Memberships>,
     /// Rooms that were looked at.
     public: RefCell<HashMap<RoomNr, bool>>,
+    /// Others were not.
+    too_many: Cell<bool>,
 }
 
 impl Acquaintances<'_> {
@@ -81,6 +90,10 @@ impl Acquaintances<'_> {
     fn is_public(&self, room: RoomNr) -> Result<bool> {
         if let Some(known) = self.public.borrow().get(&room) {
             return Ok(*known);
+        }
+        if self.public.borrow().len() >= MAX_ROOMS {
+            self.too_many.set(true);
+            return Ok(false);
         }
         let reader = RoomReader::new(&self.app.room_cache, self.read);
         let mut public = self.read.contains(&PUBLIC_ROOMS, room)?;
@@ -133,6 +146,36 @@ mod tests {
         let mut config = config();
         config.user_directory.search_all_users = true;
         Server::new(config)
+    }
+
+    #[tokio::test]
+    async fn a_search_looks_into_so_many_rooms_of_others() {
+        use crate::schema::{MEMBERSHIPS, Membership, MembershipState};
+        let server = Server::default();
+        let searcher = server.user("searcher").await;
+        let (zed, zoe) = (server.user("zed").await, server.user("zoe").await);
+        let public = zoe.client.post("/_matrix/client/v3/createRoom", json!({ "preset": "public_chat" })).await;
+        let public = ok(&public)["room_id"].as_str().unwrap().to_owned();
+        let joined = Membership {
+            state: MembershipState::Join,
+            event: store::Pos(1),
+            joined: Some(store::Pos(1)),
+            left: None,
+            was_joined: false,
+            forgotten: false,
+        };
+        let in_rooms = async |rooms: std::ops::Range<usize>| {
+            let mut batch = store::Batch::new();
+            rooms.for_each(|room| batch.put(&MEMBERSHIPS, (&zed.user_id, room as u64), &joined));
+            server.app.store.commit(batch).unwrap().durable().await.unwrap();
+        };
+        in_rooms(0..super::MAX_ROOMS - 1).await;
+        let z = json!({ "search_term": "z" });
+        assert_eq!(search(&searcher, z.clone()).await, ("@zoe:hs.test".to_owned(), false));
+        in_rooms(super::MAX_ROOMS..super::MAX_ROOMS + 1).await;
+        assert_eq!(search(&searcher, z.clone()).await, (String::new(), true));
+        ok(&searcher.client.post(&format!("/_matrix/client/v3/join/{public}"), json!({})).await);
+        assert_eq!(search(&searcher, z).await, ("@zoe:hs.test".to_owned(), false), "those in a room with somebody are");
     }
 
     #[tokio::test]
