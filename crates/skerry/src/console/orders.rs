@@ -9,6 +9,7 @@ use ring::digest::{SHA256, digest};
 use super::files::Layout;
 use super::machine::Machine;
 use super::provision::{self, Orders};
+use super::setup::Certificate;
 use super::steps;
 use super::stick::{self, Stick};
 
@@ -92,6 +93,10 @@ fn begin(
         }
         None => {}
     }
+    if let Some(certificate) = &orders.certificate {
+        steps::replace_certificate(certificate, layout, machine)?;
+        tell("the server has the certificate of the stick");
+    }
     if let Some(file) = &orders.update {
         tell(&format!("installing {file}"));
     }
@@ -106,7 +111,12 @@ fn mark(layout: &Layout) -> PathBuf {
 /// The same file with the same update was seen before; remembered from now on.
 fn was_done(layout: &Layout, text: &str, orders: &Orders) -> Result<bool> {
     let mark = mark(layout);
-    let whole = format!("{}\n{text}", orders.update.as_deref().unwrap_or(""));
+    // The same order with another certificate beside it is another one.
+    let chain = match &orders.certificate {
+        Some(Certificate::Site { chain, .. }) => chain.as_str(),
+        _ => "",
+    };
+    let whole = format!("{}\n{chain}\n{text}", orders.update.as_deref().unwrap_or(""));
     let sum: String = digest(&SHA256, whole.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     if fs::read_to_string(&mark).is_ok_and(|before| before == sum) {
         return Ok(true);
@@ -198,6 +208,29 @@ mod tests {
         assert!(!world.layout.is_set_up());
         world.machine.systemctl_fails = false;
         assert!(world.order(ORDER).0.contains("set up: "));
+    }
+
+    #[test]
+    fn the_site_renews_its_certificate_by_a_stick() {
+        let mut world = World::new();
+        let order = "[certificate]\nchain = \"chain.pem\"\nkey = \"key.pem\"\n";
+        let made = rcgen::generate_simple_self_signed(vec!["box.example".to_owned()]).unwrap();
+        fs::write(world.dir.path().join("chain.pem"), made.cert.pem()).unwrap();
+        fs::write(world.dir.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+        assert!(world.order(order).0.contains("NOT done: this box is not set up"));
+        world.order(ORDER);
+        assert!(world.order(order).0.contains("has the certificate of the stick"));
+        let written = fs::read_to_string(world.layout.config.join("tls/server.pem")).unwrap();
+        assert_eq!(written, made.cert.pem());
+        assert_eq!(world.machine.calls.last().unwrap(), "systemctl kill --signal=HUP skerry.service");
+        assert!(world.order(order).0.contains("done before"));
+        // Next year, the order is the same.
+        let next = rcgen::generate_simple_self_signed(vec!["box.example".to_owned()]).unwrap();
+        fs::write(world.dir.path().join("chain.pem"), next.cert.pem()).unwrap();
+        fs::write(world.dir.path().join("key.pem"), next.signing_key.serialize_pem()).unwrap();
+        assert!(world.order(order).0.contains("has the certificate of the stick"));
+        // It is not the box's to renew any more.
+        assert!(!world.layout.purpose().exists());
     }
 
     #[test]

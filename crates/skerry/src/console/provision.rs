@@ -19,6 +19,8 @@ pub(crate) const PEM_MAX_BYTES: u64 = 256 * 1024;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Orders {
     pub(crate) setup: Option<Setup>,
+    /// Another certificate of the site's, for a box that is set up.
+    pub(crate) certificate: Option<Certificate>,
     /// The name of an update file beside the order.
     pub(crate) update: Option<String>,
 }
@@ -80,13 +82,15 @@ pub(crate) fn parse(text: &str, beside: Beside<'_>) -> Result<Orders, String> {
     let update = file.update.as_ref().map(|table| plain_name(&table.file)).transpose().map_err(at("update.file"))?;
     let setup = match &file.server_name {
         Some(name) => Some(file.setup(name, beside)?),
-        None if file.has_more_than_an_update() => return Err("server_name: is missing".to_owned()),
+        None if file.is_part_of_a_setup() => return Err("server_name: is missing".to_owned()),
         None => None,
     };
-    if setup.is_none() && update.is_none() {
-        return Err("nothing is ordered: neither `server_name` nor `[update]` is there".to_owned());
+    let alone = file.certificate.as_ref().filter(|_| setup.is_none());
+    let certificate = alone.map(|table| table.certificate(beside)).transpose()?;
+    if setup.is_none() && certificate.is_none() && update.is_none() {
+        return Err("nothing is ordered: no `server_name`, `[certificate]` or `[update]` is there".to_owned());
     }
-    Ok(Orders { setup, update })
+    Ok(Orders { setup, certificate, update })
 }
 
 fn at(key: &'static str) -> impl Fn(String) -> String {
@@ -94,10 +98,10 @@ fn at(key: &'static str) -> impl Fn(String) -> String {
 }
 
 impl File {
-    fn has_more_than_an_update(&self) -> bool {
-        let Self { address, federation, reach, network, admin, certificate, .. } = self;
-        let texts = [address, federation, reach];
-        texts.iter().any(|text| text.is_some()) || network.is_some() || admin.is_some() || certificate.is_some()
+    /// What only makes sense beside a server name.
+    fn is_part_of_a_setup(&self) -> bool {
+        let Self { address, federation, reach, network, admin, .. } = self;
+        [address, federation, reach].iter().any(|text| text.is_some()) || network.is_some() || admin.is_some()
     }
 
     fn setup(&self, name: &str, beside: Beside<'_>) -> Result<Setup, String> {
@@ -196,6 +200,8 @@ mod tests {
         );
         assert_eq!(setup.admin.username, "admin");
         assert!(read("[update]\nfile = \"a.skerry\"").unwrap().setup.is_none());
+        let renewed = read("[certificate]\nchain = \"c\"\nkey = \"k\"").unwrap();
+        assert!(renewed.setup.is_none() && renewed.certificate.is_some_and(|one| one != Certificate::Own));
     }
 
     #[test]

@@ -161,8 +161,27 @@ pub(crate) fn renew(layout: &Layout, machine: &mut impl Machine) -> Result<bool>
     let authority = Authority::from_pem(&purpose.domains, &key)?;
     let papers = issue(&authority, &purpose.domains, None, layout, machine)?;
     layout.write_papers(&papers)?;
-    machine.systemctl(&["kill", "--signal=HUP", "skerry.service"]).map_err(anyhow::Error::msg)?;
+    reload(machine)?;
     Ok(true)
+}
+
+/// Puts the site's certificate in the place of the one there is, which is not renewed by the box any more.
+pub(crate) fn replace_certificate(new: &Certificate, layout: &Layout, machine: &mut impl Machine) -> Result<()> {
+    if !layout.is_set_up() {
+        bail!("this box is not set up");
+    }
+    let Certificate::Site { chain, key, authority } = new else { return Ok(()) };
+    fit(chain, key)?;
+    if layout.purpose().exists() {
+        fs::remove_file(layout.purpose())?;
+    }
+    layout.write_papers(&Papers { chain: chain.clone(), key: key.clone(), authority: authority.clone() })?;
+    reload(machine)
+}
+
+fn reload(machine: &mut impl Machine) -> Result<()> {
+    machine.systemctl(&["kill", "--signal=HUP", "skerry.service"]).map_err(anyhow::Error::msg)?;
+    Ok(())
 }
 
 /// Whether a key is that of the certificate, as the server will see it.
