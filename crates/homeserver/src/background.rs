@@ -20,6 +20,11 @@ where
 }
 
 async fn supervise<F: Future<Output = ()>>(app: App, name: &'static str, task: impl Fn(App) -> F) {
+    // A release on trial does nothing by itself.
+    tokio::select! {
+        () = app.shutdown.cancelled() => return,
+        () = app.maintenance.ended() => {}
+    }
     loop {
         // Nothing of the task outlives its panic but what it shares with everybody, as requests that panic do.
         if AssertUnwindSafe(task(app.clone())).catch_unwind().await.is_ok() {

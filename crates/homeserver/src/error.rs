@@ -282,6 +282,13 @@ impl Error {
         error
     }
 
+    /// The server is being updated: it serves nobody for a moment.
+    pub fn maintenance() -> Self {
+        let mut error = Self::custom(StatusCode::SERVICE_UNAVAILABLE, "M_UNAVAILABLE", "The server is being updated");
+        error.0.retry_after = Some(Duration::from_secs(15));
+        error
+    }
+
     // adjusting
 
     #[must_use]
@@ -362,6 +369,7 @@ impl From<store::Error> for Error {
             Store::Conflict | Store::Busy => Self::unavailable("Too many requests want the same thing; try again"),
             Store::Unknown => Self::unavailable("The request may or may not have been carried out"),
             Store::Closed => Self::unavailable("The server is stopping"),
+            Store::Frozen => Self::maintenance(),
             Store::TooLarge { .. } => Self::too_large(error.to_string()),
             Store::Full => {
                 tracing::error!("the disk is full: writes are refused");

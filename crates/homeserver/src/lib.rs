@@ -23,6 +23,7 @@ pub mod indexing;
 pub mod jobs;
 pub mod limits;
 pub mod log;
+pub mod maintenance;
 pub mod media;
 pub mod metrics;
 pub mod notices;

@@ -28,6 +28,7 @@ use crate::http::Router;
 use crate::http::listener::{Certificate, Connections, Door};
 use crate::indexing;
 use crate::jobs;
+use crate::maintenance;
 use crate::notices;
 use crate::notify::Notify;
 use crate::rng::Rng;
@@ -56,22 +57,29 @@ pub struct Bound {
 /// What a process is told besides its settings.
 #[derive(Debug, Default)]
 pub struct RunOptions {
+    /// This release has not proven itself: it starts in maintenance, and changes nothing that cannot be undone.
+    pub trial: bool,
     /// Written (whole or not at all) with `Bound` as JSON once the server answers, removed when it stops.
     pub ready_file: Option<PathBuf>,
     /// Listening sockets that the service manager opened. Each is for the listener of the settings with its address.
     pub sockets: Vec<std::net::TcpListener>,
 }
 
-/// Opens the data directory. Blocks while the store replays its log.
-pub fn open(config: Config) -> Result<App, StartError> {
+/// Opens the data directory. Blocks while the store replays its log. A release on trial says first that it has touched
+/// the data: the engine writes when it is opened.
+pub fn open(config: Config, trial: bool) -> Result<App, StartError> {
     let (clock, rng) = (Clock::system(), Rng::system());
     let appservices = App::registrations(&config)?;
     let dir = &config.data_dir;
     dirs::make_private(dir).map_err(file(|| format!("data directory {}", dir.display())))?;
+    let format = maintenance::open_data(dir, trial).map_err(file(|| format!("data directory {}", dir.display())))?;
+    let format = format.map_err(StartError::Other)?;
     let key = signing::load_or_create(&dir.join("signing.key"), &rng)?.key_pair()?;
     let disk = Disk::at(config.store_dir()).memory_budget_bytes(config.memory_budget.as_usize() / 2);
     let store = Store::open(disk)?;
-    Ok(App::with_services(config, appservices, store, key, clock, rng))
+    let app = App::with_services(config, appservices, store, key, clock, rng);
+    app.maintenance.start(format, trial);
+    Ok(app)
 }
 
 impl Server {
@@ -175,7 +183,8 @@ pub async fn run(config: Config, options: RunOptions) -> Result<(), StartError> 
     raise_file_limit();
     // Before anything answers, so that no signal is missed.
     let mut signals = Signals::new().map_err(file(|| "signals".to_owned()))?;
-    let app = tokio::task::spawn_blocking(move || open(config))
+    let trial = options.trial;
+    let app = tokio::task::spawn_blocking(move || open(config, trial))
         .await
         .map_err(|cause| StartError::Other(format!("opening the data directory failed: {cause}")))??;
     let router = app.router();
@@ -185,7 +194,7 @@ pub async fn run(config: Config, options: RunOptions) -> Result<(), StartError> 
     }
     notify.ready();
     notify.status(&format!("serving {}", server.app().server_name));
-    tracing::info!(server_name = %server.app().server_name, "ready");
+    tracing::info!(server_name = %server.app().server_name, trial, "ready");
     let watchdog = tokio::spawn(feed_watchdog(notify.clone()));
     while let Event::Reload = signals.next().await {
         server.reload();

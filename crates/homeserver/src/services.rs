@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::config::registrations::Registrations;
 use crate::http::Router;
 use crate::limits::Limits;
+use crate::maintenance::Maintenance;
 use crate::media::Media;
 use crate::metrics::Metrics;
 use crate::outgoing::Outgoing;
@@ -64,6 +65,8 @@ pub struct Services {
     /// The one gate to the outside.
     pub outgoing: Outgoing,
     pub previews: Previews,
+    /// Whether clients have to wait.
+    pub maintenance: Maintenance,
     /// Cancelled when the server stops: long polls answer at once.
     pub shutdown: CancellationToken,
     /// Work that outlives its connection. A stop waits for it, briefly.
@@ -109,6 +112,7 @@ impl App {
             web: Web::new(&config),
             previews: Previews::new(config.memory_budget.as_usize() as u64 / 128),
             metrics: Metrics::default(),
+            maintenance: Maintenance::default(),
             shutdown,
             tasks: TaskTracker::new(),
             room_cache: RoomCache::follow(&store, config.memory_budget.as_usize() as u64 / 8),

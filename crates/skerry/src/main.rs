@@ -8,6 +8,7 @@ mod console;
 mod desk;
 mod docs;
 mod floor;
+mod update;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,6 +39,9 @@ enum Verb {
         /// Write the bound addresses (JSON) into this file once the server answers.
         #[arg(long, value_name = "PATH")]
         ready_file: Option<PathBuf>,
+        /// This release has not proven itself: start in maintenance, and change nothing that cannot be undone.
+        #[arg(long, env = "SKERRY_TRIAL", value_parser = clap::builder::BoolishValueParser::new(), action = clap::ArgAction::SetTrue)]
+        trial: bool,
     },
     /// Look at settings.
     Config {
@@ -63,6 +67,11 @@ enum Verb {
     Clock {
         #[command(flatten)]
         args: floor::ClockArgs,
+    },
+    /// Install releases from files, and keep or leave them.
+    Update {
+        #[command(flatten)]
+        args: update::UpdateArgs,
     },
     /// Print generated documents.
     Docs {
@@ -114,15 +123,16 @@ fn main() -> ExitCode {
 
 fn dispatch(verb: Verb) -> Result<ExitCode> {
     match verb {
-        Verb::Serve { settings, ready_file } => {
+        Verb::Serve { settings, ready_file, trial } => {
             let sockets = handed_over()?;
-            serve(settings.load()?, RunOptions { ready_file, sockets })?;
+            serve(settings.load()?, RunOptions { trial, ready_file, sockets })?;
         }
         Verb::Config { verb } => config_verb(verb)?,
         Verb::Admin { args } => return admin::run(args),
         Verb::Bundle { args } => return bundle::run(args),
         Verb::Console { args } => return console::run(&args),
         Verb::Clock { args } => return floor::run(&args),
+        Verb::Update { args } => return update::run(args),
         Verb::Docs { document } => print!("{}", document.text()),
     }
     Ok(ExitCode::SUCCESS)

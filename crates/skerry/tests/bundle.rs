@@ -76,6 +76,7 @@ fn a_release_from_keys_to_a_thin_file() {
     bad(at, "verify half --root root.json", "signed by 1 of the 2 keys");
     good(at, "attach half --signature cleo.sig --out update");
     let said = good(at, "verify update --root root.json");
+    assert_eq!(good(at, "verify update --root roots"), said, "a chain says whom to believe, too");
     for part in
         ["GOOD", "release           1.2.0", "2026-09-21", "image for arm64", "judged by         root document 1"]
     {

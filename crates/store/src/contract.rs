@@ -89,6 +89,7 @@ for_engines! {
     views_see_commits_at_once
     the_last_write_wins
     limits_are_enforced
+    a_store_that_holds_still_takes_nothing_and_loses_nothing
     large_values_are_split_and_joined
     scans_merge_all_layers
     reads_agree_with_each_other
@@ -130,6 +131,31 @@ fn a_commit_takes_consecutive_positions<P: Place>() {
     assert_eq!((four.base, four.version), (Pos(2), Pos(5)));
     four.durable_blocking().unwrap();
     assert_eq!(store.tip(), Pos(5));
+}
+
+fn a_store_that_holds_still_takes_nothing_and_loses_nothing<P: Place>() {
+    let place = P::new();
+    let store = place.open();
+    let mut batch = Batch::new();
+    batch.put(&COUNTERS, 1, &1);
+    let ticket = store.commit(batch).unwrap();
+    // What was sequenced before is durable when it holds still.
+    run(store.freeze()).unwrap();
+    assert_eq!((store.tip(), counter(&store.snapshot(), 1)), (ticket.version, Some(1)));
+    let mut batch = Batch::new();
+    batch.put(&COUNTERS, 1, &2);
+    assert!(matches!(store.commit(batch), Err(Error::Frozen)));
+    let written = run(store.transact(|tx| {
+        tx.put(&COUNTERS, 1, &2);
+        Ok::<_, Error>(())
+    }));
+    assert!(matches!(written, Err(Error::Frozen)));
+    // Who writes nothing is answered, and nobody is told that the disk is sick.
+    let seen = run(store.transact(|tx| tx.get(&COUNTERS, 1))).unwrap();
+    assert_eq!((seen.value, store.health().is_ok(), store.tip()), (Some(1), true, ticket.version));
+    store.thaw();
+    put_counter(&store, 1, 3);
+    assert_eq!(counter(&store.snapshot(), 1), Some(3));
 }
 
 fn pending_positions_become_real<P: Place>() {

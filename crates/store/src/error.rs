@@ -42,6 +42,9 @@ pub enum Error {
         /// What is wrong, with the key.
         reason: String,
     },
+    /// The store holds still (see [`crate::Store::freeze`]). Nothing was written; try again later.
+    #[error("writes are held back for a moment")]
+    Frozen,
     /// The store was closed.
     #[error("the store is closed")]
     Closed,

@@ -74,6 +74,8 @@ struct State {
     recent: Recent,
     log: GuardLog,
     health: Health,
+    /// No commit gets a place in the order.
+    frozen: bool,
 }
 
 enum Health {
@@ -134,6 +136,7 @@ impl Core {
                 recent: Recent::new(tip),
                 log: GuardLog::new(tip),
                 health: Health::Good,
+                frozen: false,
             }),
             work: Condvar::new(),
             durable: Mutex::new(Durable { epoch: 0, version: tip }),
@@ -155,6 +158,13 @@ impl Core {
     pub(crate) fn certain(&self) -> Result<View> {
         let state = self.state.lock();
         state.health.check().map(|()| state.view())
+    }
+
+    /// From now on commits are refused, or taken again. What was sequenced before is what this view sees.
+    pub(crate) fn hold(&self, frozen: bool) -> View {
+        let mut state = self.state.lock();
+        state.frozen = frozen;
+        state.view()
     }
 
     /// Gives the batch its place in the order. `view` is what it was decided on, if known: its epoch is checked, and
@@ -402,6 +412,9 @@ impl State {
 
     fn sequence(&mut self, prepared: &mut Prepared, epoch: Option<u64>) -> Result<Sequenced> {
         self.health.check()?;
+        if self.frozen {
+            return Err(Error::Frozen);
+        }
         if epoch.is_some_and(|epoch| epoch != self.epoch) {
             return Err(Error::Conflict);
         }

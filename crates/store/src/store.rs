@@ -166,6 +166,22 @@ impl Store {
         self.core.engine.checkpoint(dir.as_ref())
     }
 
+    /// Refuses commits ([`Error::Frozen`]) from now on, and waits until all that came before are durable: a checkpoint
+    /// that is taken then holds everything that was ever acknowledged. After an error commits are taken as before.
+    pub async fn freeze(&self) -> Result<()> {
+        let last = self.core.hold(true);
+        let settled = self.settled(&last).await.and_then(|()| self.health());
+        if settled.is_err() {
+            self.thaw();
+        }
+        settled
+    }
+
+    /// Takes commits again.
+    pub fn thaw(&self) {
+        self.core.hold(false);
+    }
+
     /// Compacts everything. Blocks, for long if there is much data.
     pub fn compact(&self) -> Result<()> {
         self.core.engine.compact()

@@ -30,6 +30,7 @@ const LAYERS: &[Layer] = &[
             "error",
             "limits",
             "log",
+            "maintenance",
             "metrics",
             "notify",
             "outgoing",

@@ -5,6 +5,7 @@
 pub mod client;
 pub mod desk;
 pub mod doctor;
+pub mod maintenance;
 pub mod metrics;
 pub mod register;
 pub mod services;
@@ -21,6 +22,8 @@ pub fn routes() -> Routes {
         .raw(Method::GET, &["/health"], health)
         .raw(Method::GET, &["/doctor"], doctor::doctor)
         .raw(Method::POST, &["/compact"], compact)
+        .raw(Method::POST, &["/maintenance"], maintenance::switch)
+        .raw(Method::POST, &["/maintenance/probe"], maintenance::probe)
         .join(services::routes())
         .join(users::routes())
 }
@@ -38,6 +41,8 @@ async fn health(ctx: RawCtx) -> Result<Response> {
         "server_name": app.server_name,
         "version": env!("CARGO_PKG_VERSION"),
         "position": app.store.tip().0,
+        "maintenance": app.maintenance.is_on(),
+        "store_format": app.maintenance.write_format(),
         "connections": app.metrics.connections.get(),
         "open_polls": app.metrics.open_polls.get(),
         "store": figures,

@@ -25,6 +25,7 @@ use crate::App;
 use crate::auth::{self, Access, Credentials, Requester};
 use crate::error::{Error, Result};
 use crate::limits::Owner;
+use crate::maintenance;
 use crate::metrics::RouteMetrics;
 
 /// Answers requests. Cheap to clone.
@@ -159,6 +160,9 @@ impl Inner {
     }
 
     async fn serve(&self, endpoint: &Endpoint, request: Box<Request>, args: Args, client: Client) -> Result<Response> {
+        if self.app.maintenance.is_on() && !maintenance::is_open(request.uri().path()) {
+            return Err(Error::maintenance());
+        }
         // Boxed, so that its room is given back before a long wait.
         let answer = Box::pin(self.admit(endpoint, request, args, client)).await?;
         match endpoint.detached() {

@@ -72,7 +72,7 @@ enum Verb {
     /// Check a bundle to its last byte, and say what it is.
     Verify {
         bundle: PathBuf,
-        /// The root document to believe.
+        /// The root document to believe, or a chain of them.
         #[arg(long, default_value = DEFAULT_ROOT)]
         root: PathBuf,
         /// One JSON object instead of text.
@@ -102,7 +102,7 @@ enum Verb {
 }
 
 /// Where an image keeps the root document that it was born with.
-const DEFAULT_ROOT: &str = "/usr/share/skerry/root.json";
+const DEFAULT_ROOT: &str = "/usr/lib/skerry/trust/root.json";
 
 #[derive(Args)]
 struct CreateArgs {
@@ -139,6 +139,9 @@ struct CreateArgs {
     #[arg(short, long)]
     out: PathBuf,
 }
+
+pub(crate) use roots::believed;
+pub(crate) use show::moment;
 
 pub(crate) fn run(args: BundleArgs) -> Result<ExitCode> {
     match args.verb {
@@ -247,10 +250,8 @@ fn rewrite(path: &Path, keep: &Keep, signatures: &[Signature], out: &Path) -> Re
 
 /// 0 if a box would believe it; 1, with the reason, if not.
 fn verify(path: &Path, root: &Path, json: bool, sbom: bool) -> Result<ExitCode> {
-    let trust =
-        Trust::new(&fs::read(root).with_context(|| {
-            format!("{}: the root document to believe (name another with --root)", root.display())
-        })?)?;
+    let named = || format!("{}: the root document to believe (name another with --root)", root.display());
+    let trust = Trust::new(&believed(root).with_context(named)?)?;
     let checked = match check(path, &trust) {
         Ok(checked) => checked,
         Err(refusal) => {

@@ -117,6 +117,15 @@ fn last(chain: &[Signed]) -> Result<Root> {
     Ok(Trust::new(&first.document)?.follow(chain)?.root().clone())
 }
 
+/// The root document in a file, or the last one of the chain in it.
+pub(crate) fn believed(path: &Path) -> Result<Vec<u8>> {
+    let text = read_text(path)?;
+    match text.lines().next().is_some_and(|line| serde_json::from_str::<Line>(line).is_ok()) {
+        true => Ok(last(&read_chain(path)?)?.to_bytes()),
+        false => Ok(text.into_bytes()),
+    }
+}
+
 pub(super) fn read_chain(path: &Path) -> Result<Vec<Signed>> {
     let text = read_text(path)?;
     let parse = |line: &str| -> Result<Signed> {

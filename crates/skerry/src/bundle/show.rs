@@ -89,6 +89,12 @@ fn left_out<R: Read + Seek>(bundle: &Checked<R>) -> Vec<String> {
     bundle.manifest().images.keys().filter(|arch| bundle.image(**arch).is_err()).map(ToString::to_string).collect()
 }
 
+/// A moment to the minute (UTC).
+pub(crate) fn moment(seconds: u64) -> String {
+    let (hour, minute) = (seconds / 3600 % 24, seconds / 60 % 60);
+    format!("{} {hour:02}:{minute:02}", day(seconds.max(1)))
+}
+
 /// The day of a moment, as people write it (UTC).
 fn day(seconds: u64) -> String {
     if seconds == 0 {

@@ -36,7 +36,7 @@ impl Machine for Served {
         if args == ["restart", "--no-block", "skerry.service"] {
             let overrides = Overrides { file: Some(self.settings.clone()), ..Overrides::default() };
             let config = Config::load(&overrides).map_err(|why| why.to_string())?;
-            let app = server::open(config).map_err(|why| why.to_string())?;
+            let app = server::open(config, false).map_err(|why| why.to_string())?;
             self.server = Some(self.runtime.block_on(Server::start(app)).map_err(|why| why.to_string())?);
         }
         Ok(String::new())

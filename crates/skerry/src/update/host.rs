@@ -1,0 +1,197 @@
+//! The server and its data, for the updater: maintenance over the administration socket, checkpoints in the data folder.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use homeserver::admin::client;
+use homeserver::admin::maintenance::{CHECKPOINTS, checkpoint_closed};
+use homeserver::maintenance;
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+use updater::Host;
+
+/// What a restoration puts aside.
+const LEFT: &str = "store.left";
+
+/// The server of this box.
+pub(super) struct BoxHost {
+    pub(super) data: PathBuf,
+    pub(super) socket: PathBuf,
+}
+
+impl BoxHost {
+    /// The server's answer; nothing if none runs.
+    pub(super) fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        within: Duration,
+    ) -> Result<Option<(StatusCode, Value)>, String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| error.to_string())?;
+        // Who listens is asked; who does not, does not run.
+        if std::os::unix::net::UnixStream::connect(&self.socket).is_err() {
+            return Ok(None);
+        }
+        runtime.block_on(client::call(&self.socket, method, path, body, within)).map(Some)
+    }
+
+    fn switch(&self, body: &Value) -> Result<bool, String> {
+        const WITHIN: Duration = Duration::from_secs(900);
+        match self.ask(Method::POST, "/maintenance", Some(body), WITHIN)? {
+            None => Ok(false),
+            Some((status, _)) if status.is_success() => Ok(true),
+            Some((status, answer)) => Err(format!(
+                "{status}: {}",
+                answer.get("error").and_then(Value::as_str).unwrap_or("it does not say why")
+            )),
+        }
+    }
+
+    fn store(&self) -> PathBuf {
+        self.data.join("store")
+    }
+}
+
+impl Host for BoxHost {
+    fn freeze(&self, checkpoint: &str) -> Result<(), String> {
+        if self.switch(&json!({ "on": true, "checkpoint": checkpoint }))? || !self.store().exists() {
+            return Ok(());
+        }
+        checkpoint_closed(&self.data, checkpoint)?;
+        belong_to_the_server(&self.data).map_err(|error| error.to_string())
+    }
+
+    fn thaw(&self) -> Result<(), String> {
+        self.switch(&json!({ "on": false })).map(drop)
+    }
+
+    fn store_format(&self) -> io::Result<u32> {
+        Ok(maintenance::read_format(&self.data)?.unwrap_or(maintenance::OLDEST_FORMAT))
+    }
+
+    fn touched(&self) -> io::Result<bool> {
+        maintenance::is_touched(&self.data)
+    }
+
+    fn restore(&self, checkpoint: &str) -> io::Result<()> {
+        let (store, left) = (self.store(), self.data.join(LEFT));
+        let from = self.data.join(CHECKPOINTS).join(checkpoint);
+        if !from.exists() {
+            return Ok(());
+        }
+        // A cut between the two leaves no store: then only the second is left to be done.
+        if store.exists() {
+            if left.exists() {
+                fs::remove_dir_all(&left)?;
+            }
+            fs::rename(&store, &left)?;
+            sync(&self.data)?;
+        }
+        fs::rename(&from, &store)?;
+        sync(&self.data.join(CHECKPOINTS))?;
+        sync(&self.data)
+    }
+
+    fn clear(&self) -> io::Result<()> {
+        // Never while it is all that there is.
+        if !self.store().exists() && self.data.join(LEFT).exists() {
+            return Ok(());
+        }
+        for dir in [CHECKPOINTS, LEFT] {
+            match fs::remove_dir_all(self.data.join(dir)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        maintenance::forget_touch(&self.data)
+    }
+}
+
+fn sync(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// What the engine has made while we had it open is the server's, not ours.
+fn belong_to_the_server(data: &Path) -> io::Result<()> {
+    let owner = fs::metadata(data)?;
+    let mut folders = vec![data.join("store"), data.join(CHECKPOINTS)];
+    while let Some(folder) = folders.pop() {
+        give(&folder, &owner)?;
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            match entry.file_type()?.is_dir() {
+                true => folders.push(entry.path()),
+                false => give(&entry.path(), &owner)?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn give(path: &Path, owner: &fs::Metadata) -> io::Result<()> {
+    let is = fs::symlink_metadata(path)?;
+    if (is.uid(), is.gid()) == (owner.uid(), owner.gid()) {
+        return Ok(());
+    }
+    chown(path, Some(owner.uid()), Some(owner.gid()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> (tempfile::TempDir, BoxHost) {
+        let dir = tempfile::tempdir().unwrap();
+        let host = BoxHost { data: dir.path().join("data"), socket: dir.path().join("nobody.sock") };
+        for (folder, text) in [("store", "trial"), ("checkpoints/update-1", "before")] {
+            fs::create_dir_all(host.data.join(folder)).unwrap();
+            fs::write(host.data.join(folder).join("CURRENT"), text).unwrap();
+        }
+        (dir, host)
+    }
+
+    fn store(host: &BoxHost) -> String {
+        fs::read_to_string(host.data.join("store/CURRENT")).unwrap()
+    }
+
+    #[test]
+    fn a_restoration_may_be_cut_and_is_done_once() {
+        // Whole, and then again.
+        let (_dir, host) = host();
+        host.restore("update-1").unwrap();
+        assert_eq!(store(&host), "before");
+        fs::write(host.data.join("store/CURRENT"), "served since").unwrap();
+        host.restore("update-1").unwrap();
+        assert_eq!(store(&host), "served since");
+        host.clear().unwrap();
+        assert!(!host.data.join(LEFT).exists() && !host.data.join(CHECKPOINTS).exists());
+        assert_eq!(store(&host), "served since");
+    }
+
+    #[test]
+    fn a_cut_between_the_renames_loses_nothing() {
+        let (_dir, host) = host();
+        fs::rename(host.data.join("store"), host.data.join(LEFT)).unwrap();
+        host.clear().unwrap();
+        host.restore("update-1").unwrap();
+        assert_eq!(store(&host), "before");
+        host.clear().unwrap();
+        assert_eq!(store(&host), "before");
+    }
+
+    #[test]
+    fn a_box_without_data_has_nothing_to_lose() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = BoxHost { data: dir.path().join("data"), socket: dir.path().join("nobody.sock") };
+        assert_eq!((host.store_format().unwrap(), host.touched().unwrap()), (1, false));
+        host.freeze("update-1").unwrap();
+        host.restore("update-1").unwrap();
+        host.clear().unwrap();
+        host.thaw().unwrap();
+    }
+}

@@ -1,0 +1,356 @@
+//! `skerry update`: bringing a release in from a file, approving, keeping and leaving it; and what the box does by itself at
+//! each boot.
+//!
+//! Lives here: the verbs and their wiring. Not here: what is done (the `updater` crate), where things are (settings.rs), the
+//! server and its data (host.rs), what people are shown (show.rs).
+
+mod host;
+mod settings;
+mod show;
+
+use std::fs::{self, File};
+use std::io::{BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Subcommand};
+use homeserver::admin::client;
+use homeserver::clock::Clock;
+use homeserver::rng::Rng;
+use http::Method;
+use serde_json::{Value, json};
+use updater::{Error, FileDisk, OsFolder, Settings, State, Updater};
+
+use host::BoxHost;
+use settings::BoxSettings;
+
+#[derive(Args)]
+pub(crate) struct UpdateArgs {
+    /// How this box is set up.
+    #[arg(
+        long = "box",
+        value_name = "FILE",
+        global = true,
+        default_value = "/usr/lib/skerry/appliance.toml",
+        env = "SKERRY_BOX"
+    )]
+    settings: PathBuf,
+    /// JSON instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// What runs, what the other slot holds, and what is going on.
+    Status,
+    /// Check a file to its last byte, and say what installing it would do.
+    Plan { file: PathBuf },
+    /// Check a file, write it into the slot that does not run, and start the box again with it, on trial.
+    Install {
+        file: PathBuf,
+        /// Stop after the checks.
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not start the box again: the next start is the trial.
+        #[arg(long)]
+        no_reboot: bool,
+        /// Who does this, for the history.
+        #[arg(long, default_value = "console")]
+        by: String,
+    },
+    /// Approve the release that waits, as a second person, and start the box again with it.
+    Approve {
+        version: String,
+        /// Who does this. Not the one who installed it.
+        #[arg(long)]
+        by: String,
+        /// Do not start the box again.
+        #[arg(long)]
+        no_reboot: bool,
+    },
+    /// Keep the release that is on trial.
+    Commit,
+    /// Throw away what is staged or on trial, or go back to the release in the other slot.
+    Rollback {
+        /// Do not start the box again.
+        #[arg(long)]
+        no_reboot: bool,
+        #[arg(long, default_value = "console")]
+        by: String,
+    },
+    /// Everything that was done to this box, checked.
+    History,
+    /// At each start, before the server: do what is safe.
+    Boot,
+    /// Is the release that runs fit to stay?
+    Health,
+}
+
+/// A box, opened.
+struct Opened {
+    settings: BoxSettings,
+    updater: Settings,
+    booted: updater::Booted,
+    disk: FileDisk,
+    esp: OsFolder,
+    state: OsFolder,
+    host: BoxHost,
+}
+
+impl Opened {
+    fn new(path: &Path, write: bool) -> Result<Self> {
+        let settings = BoxSettings::load(path)?;
+        let (booted, factory) = settings.running()?;
+        let disk = settings.disk(&booted)?;
+        let trust = crate::bundle::believed(&settings.trust)
+            .with_context(|| format!("{}: the root document of this box", settings.trust.display()))?;
+        let updater = Settings {
+            arch: settings::arch()?,
+            tries: settings.tries,
+            keep_tries: settings.keep_tries,
+            second_approval: settings.second_approval,
+            trust,
+            site: settings.site()?,
+            factory,
+        };
+        let folder = |path: PathBuf| OsFolder::new(&path).with_context(|| path.display().to_string());
+        Ok(Self {
+            disk: FileDisk::open(&disk, write).with_context(|| disk.display().to_string())?,
+            esp: folder(settings.esp.join("EFI/Linux"))?,
+            state: folder(settings.state.clone())?,
+            host: BoxHost { data: settings.data.clone(), socket: settings.admin_socket.clone() },
+            settings,
+            updater,
+            booted,
+        })
+    }
+
+    fn updater(&self) -> Updater<'_> {
+        Updater {
+            disk: &self.disk,
+            esp: &self.esp,
+            state: &self.state,
+            host: &self.host,
+            settings: self.updater.clone(),
+            booted: self.booted.clone(),
+            now_s: Clock::system().now_ms() / 1000,
+            chance: Rng::system().bytes(),
+        }
+    }
+
+    /// Asks the box to start again.
+    fn reboot(&self) -> Result<()> {
+        let Some((program, arguments)) = self.settings.reboot.split_first() else { return Ok(()) };
+        let status = Command::new(program).args(arguments).status().with_context(|| program.clone())?;
+        if !status.success() {
+            bail!("{program}: {status}");
+        }
+        Ok(())
+    }
+
+    /// What the server is started with.
+    fn tell_server(&self, trial: bool) -> Result<()> {
+        let path = &self.settings.boot_env;
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        }
+        fs::write(path, format!("SKERRY_TRIAL={}\n", u8::from(trial))).with_context(|| path.display().to_string())
+    }
+}
+
+pub(crate) fn run(args: UpdateArgs) -> Result<ExitCode> {
+    let write = !matches!(args.verb, Verb::Status | Verb::Plan { .. } | Verb::History | Verb::Health);
+    let open = || Opened::new(&args.settings, write);
+    match args.verb {
+        Verb::Boot => return Ok(boot(open())),
+        Verb::Health => return health(&open()?),
+        Verb::Status => print!("{}", show::status(&open()?.updater(), args.json)?),
+        Verb::History => return history(&open()?, args.json),
+        Verb::Plan { file } | Verb::Install { file, dry_run: true, .. } => return plan(&open()?, &file, args.json),
+        Verb::Install { file, no_reboot, by, .. } => return install(&open()?, &file, &by, args.json, !no_reboot),
+        Verb::Approve { version, by, no_reboot } => {
+            let opened = open()?;
+            opened.updater().approve(&version, &by)?;
+            let mut progress = show::Progress::new(args.json);
+            opened.updater().arm(false, &mut |step, done, whole| progress.reached(step, done, whole))?;
+            progress.end();
+            return armed(&opened, args.json, !no_reboot);
+        }
+        Verb::Commit => {
+            let opened = open()?;
+            let kept = opened.updater().commit()?;
+            opened.tell_server(false)?;
+            say(
+                args.json,
+                if kept { "kept" } else { "nothing" },
+                if kept { "The new release stays." } else { "No release was on trial." },
+            );
+        }
+        Verb::Rollback { no_reboot, by } => {
+            let opened = open()?;
+            let reboot = opened.updater().rollback(&by)?;
+            say(
+                args.json,
+                "rolled_back",
+                if reboot { "The box goes back: it starts again." } else { "What was begun was thrown away." },
+            );
+            if reboot && !no_reboot {
+                opened.reboot()?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn say(json: bool, word: &str, text: &str) {
+    if json {
+        println!("{}", json!({ "outcome": word, "text": text }));
+    } else {
+        println!("{text}");
+    }
+}
+
+fn refused(json: bool, error: &Error) -> ExitCode {
+    if json {
+        println!("{}", json!({ "outcome": "refused", "text": error.to_string() }));
+    } else {
+        println!("NOT DONE\n{error}");
+    }
+    ExitCode::FAILURE
+}
+
+fn open_file(path: &Path) -> Result<BufReader<File>> {
+    Ok(BufReader::new(File::open(path).with_context(|| path.display().to_string())?))
+}
+
+fn plan(opened: &Opened, file: &Path, json: bool) -> Result<ExitCode> {
+    let mut progress = show::Progress::new(json);
+    let plan = opened.updater().plan(open_file(file)?, &mut |step, done, whole| progress.reached(step, done, whole));
+    progress.end();
+    match plan {
+        Ok(plan) => print!("{}", show::plan(&plan, json)),
+        Err(error) => return Ok(refused(json, &error)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn install(opened: &Opened, file: &Path, by: &str, json: bool, reboot: bool) -> Result<ExitCode> {
+    let (updater, mut progress) = (opened.updater(), show::Progress::new(json));
+    let mut report = |step, done, whole| progress.reached(step, done, whole);
+    let plan = match updater.stage(open_file(file)?, by, &mut report) {
+        Ok(plan) => plan,
+        Err(error) => {
+            progress.end();
+            return Ok(refused(json, &error));
+        }
+    };
+    let waits = plan.needs_approval;
+    let done = if waits { Ok(()) } else { updater.arm(true, &mut report) };
+    progress.end();
+    if let Err(error) = done {
+        return Ok(refused(json, &error));
+    }
+    print!("{}", show::plan(&plan, json));
+    if waits {
+        let version = &plan.to.version;
+        say(json, "staged", &format!("It waits for a second person: skerry update approve {version} --by NAME"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    armed(opened, json, reboot)
+}
+
+fn armed(opened: &Opened, json: bool, reboot: bool) -> Result<ExitCode> {
+    say(json, "armed", "The release is installed. It is tried at the next start; until then clients wait.");
+    if reboot {
+        opened.reboot()?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn history(opened: &Opened, json: bool) -> Result<ExitCode> {
+    let history = opened.updater().history()?;
+    print!("{}", show::history(&history, json));
+    Ok(if history.broken.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whatever goes wrong here, the server is to start: on trial if that is what the journal says.
+fn boot(opened: Result<Opened>) -> ExitCode {
+    let done = opened.and_then(|opened| {
+        let (updater, mut trial) = (opened.updater(), false);
+        let woken = updater.wake();
+        match &woken {
+            Ok(woken) => {
+                trial = woken.trial;
+                woken.said.iter().for_each(|line| println!("{line}"));
+            }
+            Err(_) => {
+                if let Ok(State::Armed { to, .. } | State::Trial { to, .. }) =
+                    updater.journal().map(|journal| journal.state)
+                {
+                    trial = to.version == opened.booted.version;
+                }
+            }
+        }
+        opened.tell_server(trial)?;
+        if woken?.reboot {
+            opened.reboot()?;
+        }
+        Ok(())
+    });
+    if let Err(error) = done {
+        eprintln!("skerry update boot: {error:#}");
+    }
+    ExitCode::SUCCESS
+}
+
+/// 0 if it is. A release on trial that is not leaves word for the one that comes after it.
+fn health(opened: &Opened) -> Result<ExitCode> {
+    let Err(why) = is_fit(opened) else {
+        println!("fit");
+        return Ok(ExitCode::SUCCESS);
+    };
+    println!("NOT FIT: {why}");
+    if let State::Trial { .. } = opened.updater().journal()?.state {
+        opened.updater().complain(&why)?;
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+fn is_fit(opened: &Opened) -> Result<(), String> {
+    let settings = &opened.settings;
+    let clock = Clock::system();
+    let until = clock.monotonic() + Duration::from_secs(settings.health_within_s);
+    let ask = |method, path: &str| opened.host.ask(method, path, None, Duration::from_secs(60));
+    // A server that is still starting has time.
+    let (status, answer) = loop {
+        match ask(Method::GET, "/health") {
+            Ok(Some(answer)) => break answer,
+            Err(why) if clock.monotonic() > until => return Err(format!("the server does not answer: {why}")),
+            Ok(None) if clock.monotonic() > until => return Err("the server does not run".into()),
+            _ => std::thread::sleep(Duration::from_millis(500)),
+        }
+    };
+    if !status.is_success() {
+        let reason = answer.get("reason").and_then(Value::as_str).unwrap_or("it does not say why");
+        return Err(format!("the server finds itself unfit: {reason}"));
+    }
+    match ask(Method::POST, "/maintenance/probe")? {
+        Some((status, _)) if status.is_success() => {}
+        Some((status, answer)) => return Err(format!("the server cannot write and read: {status} {answer}")),
+        None => return Err("the server went away".into()),
+    }
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
+    runtime.block_on(client::get_here(&settings.health_url, Duration::from_secs(60)))?;
+    let write = || -> std::io::Result<()> {
+        let mut file = tempfile::tempfile_in(&settings.state)?;
+        file.write_all(&[0; 4096])?;
+        file.sync_all()
+    };
+    write().map_err(|error| format!("the disk cannot be written: {error}"))
+}

@@ -1,0 +1,138 @@
+//! Where things are on a box: the section `[update]` of `appliance.toml`. All of it has the box's own places as defaults, and
+//! can be set otherwise, so that a test runs everything against files.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use bundle::{Arch, Digest, PublicKey, Store};
+use figment::Figment;
+use figment::providers::{Format as _, Toml};
+use serde::Deserialize;
+use updater::{Booted, FileDisk, Release, Site, Table, ids};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct BoxSettings {
+    /// The disk with the slots; without it the one that the running root is on.
+    pub(super) disk: Option<PathBuf>,
+    /// Where the boot partition is mounted.
+    pub(super) esp: PathBuf,
+    /// The updater's own folder.
+    pub(super) state: PathBuf,
+    /// The server's data.
+    pub(super) data: PathBuf,
+    /// The root document of the image.
+    pub(super) trust: PathBuf,
+    pub(super) os_release: PathBuf,
+    pub(super) cmdline: PathBuf,
+    pub(super) admin_socket: PathBuf,
+    /// What skerry.service reads.
+    pub(super) boot_env: PathBuf,
+    /// How often a new release is tried.
+    pub(super) tries: u32,
+    /// How often in a row a good one may fail before the other slot has its turn; 0: for ever.
+    pub(super) keep_tries: u32,
+    pub(super) second_approval: bool,
+    /// Public keys (Base64) that have to sign, too.
+    pub(super) site_keys: Vec<String>,
+    pub(super) site_threshold: u32,
+    /// What the gate of health asks. Only this machine is asked.
+    pub(super) health_url: String,
+    /// How long it may take until the server answers, in seconds.
+    pub(super) health_within_s: u64,
+    /// The command that starts the box again.
+    pub(super) reboot: Vec<String>,
+}
+
+impl Default for BoxSettings {
+    fn default() -> Self {
+        Self {
+            disk: None,
+            esp: "/efi".into(),
+            state: "/var/lib/skerry-update".into(),
+            data: "/var/lib/skerry/data".into(),
+            trust: "/usr/lib/skerry/trust/root.json".into(),
+            os_release: "/etc/os-release".into(),
+            cmdline: "/proc/cmdline".into(),
+            admin_socket: "/run/skerry/admin.sock".into(),
+            boot_env: "/run/skerry/boot.env".into(),
+            tries: 3,
+            keep_tries: 3,
+            second_approval: false,
+            site_keys: Vec::new(),
+            site_threshold: 1,
+            health_url: "https://127.0.0.1:443/_matrix/client/versions".into(),
+            health_within_s: 300,
+            reboot: vec!["systemctl".into(), "reboot".into()],
+        }
+    }
+}
+
+impl BoxSettings {
+    /// Other sections of the file are for others.
+    pub(super) fn load(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            return Ok(Self::default());
+        }
+        let figment = Figment::from(Toml::file_exact(path));
+        if !figment.contains("update") {
+            return Ok(Self::default());
+        }
+        figment.extract_inner("update").with_context(|| path.display().to_string())
+    }
+
+    pub(super) fn site(&self) -> Result<Option<Site>> {
+        let key = |text: &String| PublicKey::parse(text).with_context(|| format!("site_keys: {text} is no public key"));
+        let keys: Vec<PublicKey> = self.site_keys.iter().map(key).collect::<Result<_>>()?;
+        Ok((!keys.is_empty()).then_some(Site { keys, threshold: self.site_threshold }))
+    }
+
+    /// What runs, as the image says of itself.
+    pub(super) fn running(&self) -> Result<(Booted, Release)> {
+        let os_release = read(&self.os_release)?;
+        let field = |name: &str| {
+            let lines = os_release.lines().filter_map(|line| line.split_once('='));
+            lines.rev().find(|(key, _)| *key == name).map(|(_, value)| value.trim_matches(['"', '\'']).to_owned())
+        };
+        let version =
+            field("IMAGE_VERSION").with_context(|| format!("{}: no IMAGE_VERSION", self.os_release.display()))?;
+        let number = |text: &str| text.parse().with_context(|| format!("{}: {text}", self.os_release.display()));
+        let security_version = field("SKERRY_SECURITY_VERSION").map_or(Ok(0), |text| text.parse())?;
+        let store = match field("SKERRY_STORE_FORMATS").as_deref().map(|formats| formats.split_once("..")) {
+            None => Store { oldest: 1, newest: 1 },
+            Some(Some((oldest, newest))) => Store { oldest: number(oldest)?, newest: number(newest)? },
+            Some(None) => bail!("{}: SKERRY_STORE_FORMATS is OLDEST..NEWEST", self.os_release.display()),
+        };
+        let cmdline = read(&self.cmdline)?;
+        let root_hash = cmdline.split_whitespace().find_map(|word| Digest::parse(word.strip_prefix("roothash=")?));
+        let release = Release { version: version.clone(), security_version, store, image: None };
+        Ok((Booted { version, root_hash }, release))
+    }
+
+    /// The disk with the slots.
+    pub(super) fn disk(&self, booted: &Booted) -> Result<PathBuf> {
+        if let Some(disk) = &self.disk {
+            return Ok(disk.clone());
+        }
+        let hash =
+            booted.root_hash.context("the kernel's command line has no roothash: name the disk in the settings")?;
+        let [root, _] = ids(&hash);
+        for entry in fs::read_dir("/sys/block").context("/sys/block")? {
+            let path = Path::new("/dev").join(entry?.file_name());
+            let table = FileDisk::open(&path, false).ok().and_then(|disk| Table::read(&disk).ok());
+            if table.is_some_and(|table| table.partitions().iter().any(|partition| partition.id == root)) {
+                return Ok(path);
+            }
+        }
+        bail!("no disk has a partition {root}, which this system was started from")
+    }
+}
+
+pub(super) fn arch() -> Result<Arch> {
+    Arch::own().context("there are no images for machines of this kind")
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| path.display().to_string())
+}
