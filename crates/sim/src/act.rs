@@ -34,6 +34,13 @@ pub(crate) enum Op {
         /// The answer gets lost on its way.
         lose: bool,
     },
+    /// Looks at rooms through a window.
+    Slide {
+        device: usize,
+        pos: Option<(String, u32)>,
+        /// The answer gets lost on its way.
+        lose: bool,
+    },
     /// Shows events of a room's timeline, or its state.
     Look {
         device: usize,
@@ -101,7 +108,8 @@ impl Chooser<'_> {
             86..87 => self.typing(device),
             87..88 => self.profile(device),
             88..91 => self.note(device),
-            91..98 => self.look(device),
+            91..95 => self.look(device),
+            95..98 => self.slide(device),
             98 => self.log_in(device),
             _ => self.session(device),
         };
@@ -160,6 +168,19 @@ impl Chooser<'_> {
         device_model.syncing = true;
         let request = sync_request(device_model.taste, device_model.since.as_deref(), timeout);
         Some((request, Op::Sync { device, since: device_model.since.clone(), lose }))
+    }
+
+    fn slide(&mut self, device: usize) -> Option<(Request, Op)> {
+        if self.model.devices[device].sliding {
+            return None;
+        }
+        let lose = self.chance(0.15);
+        let timeline_limit = self.dice.random_range(0..6);
+        let members = self.one_of(&["$LAZY", "$ME", "*"]);
+        self.model.devices[device].sliding = true;
+        let pos = self.model.devices[device].pos.clone();
+        let request = slide_request("window", pos.as_ref().map(|(pos, _)| pos.as_str()), timeline_limit, members);
+        Some((request, Op::Slide { device, pos, lose }))
     }
 
     fn look(&mut self, device: usize) -> Option<(Request, Op)> {
@@ -487,6 +508,18 @@ impl Chooser<'_> {
 pub(crate) fn sync_request(taste: Taste, since: Option<&str>, timeout: u64) -> Request {
     let since = since.map(|since| format!("&since={}", enc(since))).unwrap_or_default();
     Request::get(format!("{}?timeout={timeout}&{}{since}", v3(&["sync"]), taste.query()))
+}
+
+/// All rooms, as Element X asks for them.
+pub(crate) fn slide_request(connection: &str, pos: Option<&str>, timeline_limit: u64, members: &str) -> Request {
+    let pos = pos.map(|pos| format!("&pos={}", enc(pos))).unwrap_or_default();
+    let list = json!({
+        "ranges": [[0, 99]],
+        "timeline_limit": timeline_limit,
+        "required_state": [["m.room.member", members], ["m.room.name", ""], ["org.example.state", "*"]],
+    });
+    let path = format!("/_matrix/client/unstable/org.matrix.simplified_msc3575/sync?timeout=0{pos}");
+    Request::post(path, json!({ "conn_id": connection, "lists": { "all": list } }))
 }
 
 pub(crate) fn log_in(name: &str, user: usize, taste: Taste, refresh: bool) -> (Request, Op) {

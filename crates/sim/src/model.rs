@@ -35,6 +35,9 @@ pub(crate) struct Device {
     pub(crate) user: usize,
     pub(crate) id: String,
     pub(crate) token: String,
+    /// Where its sliding sync is, and how many crashes there were when that was told.
+    pub(crate) pos: Option<(String, u32)>,
+    pub(crate) sliding: bool,
     /// The notes that came, by their markers.
     pub(crate) notes: BTreeSet<String>,
     pub(crate) refresh: Option<String>,

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use homeserver::schema::{MEMBERSHIPS, room_nr};
+use homeserver::schema::{MEMBERSHIPS, MembershipState, room_nr};
 use ruma::RoomId;
 use serde_json::Value;
 use store::Read as _;
 
 use crate::Check;
-use crate::act::sync_request;
+use crate::act::{slide_request, sync_request};
 use crate::model::Note;
 use crate::play::Sim;
 use crate::request::{Request, enc, v3};
@@ -27,6 +27,7 @@ pub(crate) async fn check(sim: &mut Sim) -> Check<usize> {
     for index in &alive {
         initial(sim, *index, &rooms).await?;
         timelines(sim, *index, &rooms, tip)?;
+        window(sim, *index).await?;
     }
     let mut asked = BTreeSet::new();
     for index in alive {
@@ -44,6 +45,30 @@ pub(crate) async fn check(sim: &mut Sim) -> Check<usize> {
 
 fn count(rooms: &BTreeMap<String, Room>) -> usize {
     rooms.values().map(|room| room.events.len()).sum()
+}
+
+/// A new window shows the rooms that sync tells of, and besides only those that somebody else took the user out of.
+async fn window(sim: &mut Sim, index: usize) -> Check {
+    let device = &sim.model.devices[index];
+    let request = slide_request("rest", None, 20, "$LAZY").with_token(&device.token);
+    let json = sim.world.call(request).await?.json();
+    let user = sim.model.user_of(index).to_owned();
+    let read = sim.world.app.store.snapshot();
+    let mut shown = BTreeSet::new();
+    for (room, _) in entries(&json["rooms"]) {
+        let room_id = RoomId::parse(room).map_err(|cause| cause.to_string())?;
+        let row = read.get(&MEMBERSHIPS, (&user, room_nr(&room_id))).map_err(|cause| cause.to_string())?;
+        let outside = |state| matches!(state, MembershipState::Leave | MembershipState::Ban);
+        if row.is_none_or(|row| !outside(row.state) || row.forgotten) {
+            shown.insert(room.clone());
+        }
+    }
+    let view = &sim.model.devices[index].view;
+    let told: BTreeSet<String> = view.joined.keys().chain(&view.invited).chain(&view.knocked).cloned().collect();
+    same(&format!("device {index}"), "rooms in a window", &told, &shown)?;
+    let tip = sim.world.app.store.tip().0;
+    sim.looked(index, &json, tip, false);
+    Ok(())
 }
 
 // ---- what was sent -----------------------------------------------------------------------------------------------

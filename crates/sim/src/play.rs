@@ -264,6 +264,7 @@ impl Sim {
     fn lost(&mut self, op: &Op) {
         match op {
             Op::Sync { device, .. } => self.model.devices[*device].syncing = false,
+            Op::Slide { device, .. } => self.model.devices[*device].sliding = false,
             Op::Refresh { device, .. } => self.model.devices[*device].refreshing = false,
             Op::Data { key, .. } => self.model.data_ends(key, None),
             _ => {}
@@ -301,6 +302,7 @@ impl Sim {
             Op::Member { room, user, membership } => self.model.memberships.push(Acked { room, user, membership, tip }),
             Op::Sync { lose: true, device, .. } => self.model.devices[device].syncing = false,
             Op::Sync { device, since, .. } => self.synced(device, since.as_deref(), &json).await?,
+            Op::Slide { device, pos, lose } => self.slid(device, &pos, lose, &json, tip),
             Op::Look { device, state } => self.looked(device, &json, tip, state),
             Op::Data { key, value } => self.model.data_ends(&key, Some(value)),
             Op::Receipt { user, room, event } => self.model.receipts.push((user, room, event)),
@@ -308,6 +310,8 @@ impl Sim {
                 self.model.devices.push(Device {
                     user,
                     id: text(&json["device_id"]),
+                    pos: None,
+                    sliding: false,
                     notes: BTreeSet::new(),
                     token: text(&json["access_token"]),
                     refresh: json["refresh_token"].as_str().map(str::to_owned),
@@ -352,6 +356,16 @@ impl Sim {
         {
             return Err(format!("a retry of what became {id} is answered {}", answer.json()));
         }
+        if let Op::Slide { device, pos, .. } = op
+            && answer.status.is_client_error()
+        {
+            // What is known of a window is kept in memory.
+            let forgotten = answer.json()["errcode"] == "M_UNKNOWN_POS";
+            if !forgotten || pos.as_ref().is_none_or(|(_, crashes)| *crashes == self.crashes) {
+                return Err(format!("a sliding sync from {pos:?} is refused: {}", answer.json()));
+            }
+            self.model.devices[*device].pos = None;
+        }
         if matches!(op, Op::Sync { .. }) && answer.status.is_client_error() {
             return Err(format!("a sync is refused: {}", answer.json()));
         }
@@ -371,6 +385,14 @@ impl Sim {
             }
         }
         Ok(())
+    }
+
+    fn slid(&mut self, index: usize, pos: &Option<(String, u32)>, lose: bool, json: &Value, tip: u64) {
+        self.model.devices[index].sliding = false;
+        if !lose && self.model.devices[index].pos == *pos {
+            self.model.devices[index].pos = Some((text(&json["pos"]), self.crashes));
+            self.looked(index, json, tip, false);
+        }
     }
 
     pub(crate) fn looked(&mut self, device: usize, json: &Value, tip: u64, state: bool) {
@@ -565,7 +587,7 @@ fn sightings(value: &Value, in_state: bool, seen: &mut Vec<(String, bool)>) {
                 seen.push((id.to_owned(), in_state));
             }
             for (name, value) in fields.iter().filter(|(name, _)| *name != "content" && *name != "redacted_because") {
-                sightings(value, in_state || name.starts_with("state"), seen);
+                sightings(value, in_state || name.contains("state"), seen);
             }
         }
         _ => {}
