@@ -53,7 +53,7 @@ impl Default for BoxSettings {
             state: "/var/lib/skerry-update".into(),
             data: "/var/lib/skerry/data".into(),
             trust: "/usr/lib/skerry/trust/root.json".into(),
-            os_release: "/etc/os-release".into(),
+            os_release: "/usr/lib/os-release".into(),
             cmdline: "/proc/cmdline".into(),
             admin_socket: "/run/skerry/admin.sock".into(),
             boot_env: "/run/skerry/boot.env".into(),
