@@ -68,7 +68,7 @@ pub(crate) fn server_binary(profile: &str) -> Result<PathBuf> {
 }
 
 /// A Python with the packages of a suite, made anew when the list of packages or the Python changes.
-fn python(suite: &str) -> Result<String> {
+pub(crate) fn python(suite: &str) -> Result<String> {
     let requirements = run::root().join(format!("tests/clients/{suite}/requirements.txt"));
     let version = run::output(run::command("python3", ["--version"]))?;
     let mut hasher = DefaultHasher::new();

@@ -26,6 +26,7 @@ mod source;
 mod suites;
 mod tested;
 mod units;
+mod vm;
 mod web;
 
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ usage: cargo xtask <verb>
   docs                      write the generated documents from the code
   dist [--target T]...      the static programs that are shipped; T: x86_64, aarch64
   image [--arch A]...       the appliance's disk image, and what an update of it consists of; A: x86_64, arm64
+  vm [ARGS]                 try the image under QEMU; `vm test`: install, update, fall back (see `vm help`)
 
 environment: CARGO_TARGET_DIR is respected; XDG_CACHE_HOME/skerry keeps the client suites' packages.
 ";
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         "docs" => docs::write(),
         "dist" => dist::verb(rest),
         "image" => image::verb(rest),
+        "vm" => vm::verb(rest),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
             Ok(())

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
 
+use crate::dist::Arch;
 use crate::run;
 
 /// Something a step needs and Debian packages.
@@ -42,6 +43,14 @@ const UNITS: &[Need] = &[
 const DEBOOTSTRAP: Need = Need { packages: &["debootstrap"], present: || Path::new("/usr/sbin/debootstrap").exists() };
 const GPGV: Need = Need { packages: &["gpgv"], present: || answers("gpgv", &["--version"]) };
 
+const MTOOLS: Need = Need { packages: &["mtools"], present: || answers("mcopy", &["--version"]) };
+const QEMU_X86_64: Need =
+    Need { packages: &["qemu-system-x86"], present: || answers("qemu-system-x86_64", &["--version"]) };
+const QEMU_ARM64: Need =
+    Need { packages: &["qemu-system-arm"], present: || answers("qemu-system-aarch64", &["--version"]) };
+const OVMF: Need = Need { packages: &["ovmf"], present: || Path::new("/usr/share/OVMF").exists() };
+const AAVMF: Need = Need { packages: &["qemu-efi-aarch64"], present: || Path::new("/usr/share/AAVMF").exists() };
+
 /// Compilers and RocksDB's bindings.
 pub(crate) fn build() -> Result<()> {
     meet(BUILD)
@@ -60,6 +69,14 @@ pub(crate) fn python() -> Result<()> {
 /// What puts images together: the rest comes in a tree of its own.
 pub(crate) fn image() -> Result<()> {
     meet(&[DEBOOTSTRAP, GPGV])
+}
+
+/// A machine to try images on.
+pub(crate) fn machine(arch: Arch) -> Result<()> {
+    match arch {
+        Arch::X86_64 => meet(&[PYTHON, QEMU_X86_64, OVMF, MTOOLS]),
+        Arch::Arm64 => meet(&[PYTHON, QEMU_ARM64, AAVMF, MTOOLS]),
+    }
 }
 
 /// The real clients' languages.

@@ -13,7 +13,7 @@ mod packages;
 mod sbom;
 mod tools;
 mod tree;
-mod trust;
+pub(crate) mod trust;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -120,7 +120,7 @@ pub(crate) fn verb(args: &[String]) -> Result<()> {
         return Ok(());
     }
     let out = recipe.bundle();
-    trust::ready(&dist::folder(recipe.arch))?.bundle(&recipe, &out)?;
+    trust::ready(&dist::folder(recipe.arch))?.bundle(&recipe, &out, 19)?;
     println!("{}: {:.2} MB", out.display(), fs::metadata(&out)?.len() as f64 / 1e6);
     Ok(())
 }

@@ -68,8 +68,9 @@ impl Trust {
         Ok(())
     }
 
-    /// A signed bundle of an image that was built.
-    pub(crate) fn bundle(&self, recipe: &Recipe, out: &Path) -> Result<()> {
+    /// A signed bundle of an image that was built, packed so hard (1 to 19).
+    pub(crate) fn bundle(&self, recipe: &Recipe, out: &Path, level: u32) -> Result<()> {
+        let level = level.to_string();
         let (version, security) = (&recipe.version, recipe.security_version.to_string());
         let image = format!("{}={}", recipe.arch.name(), recipe.payload().display());
         let sbom = recipe.folder().join("sbom.json").display().to_string();
@@ -93,6 +94,8 @@ impl Trust {
                 &sbom,
                 "--roots",
                 "chain.txt",
+                "--level",
+                &level,
                 "--out",
                 &unsigned,
             ]),

@@ -1,0 +1,124 @@
+//! `cargo xtask vm`: the appliance under QEMU, for trying it by hand and for the journey that tests it.
+//!
+//! Lives here: the verb and its choices. Not here: the machine (machine.rs), sticks (stick.rs), the journey (journey.rs).
+
+mod journey;
+mod machine;
+mod stick;
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::image::{Arch, Recipe};
+use crate::{needs, run};
+use machine::{Machine, Ports, Setup};
+
+const USAGE: &str = "\
+usage: cargo xtask vm [--arch x86_64|arm64] [--hardware] [--image FILE] [--disk FILE] [--stick FOLDER]
+                      [--https PORT] [--federation PORT]
+       cargo xtask vm test [--keep]
+
+  --image       the image to start from; without it, the one that `cargo xtask image` has made for this processor
+  --hardware    the one with the kernel for racks
+  --disk        the machine's disk, made from the image if it is not there; without it, a fresh one each time
+  --stick       a folder to be put on a stick: orders, updates (the kernel for virtual machines has no USB)
+  --https       where the machine's port 443 is on loopback (any free port)
+  --federation  the same for 8448
+  test          the whole life of a machine: set-up, updates, fall back, power cuts; --keep leaves its disks
+
+The serial console is this terminal; Ctrl-A X ends the machine.
+";
+
+/// As much as a small rack has.
+const DISK_BYTES: u64 = 8 << 30;
+
+pub(crate) fn verb(args: &[String]) -> Result<()> {
+    match args.first().map(String::as_str) {
+        Some("help" | "--help" | "-h") => {
+            print!("{USAGE}");
+            Ok(())
+        }
+
+        Some("test") => journey::verb(args.get(1..).unwrap_or_default()),
+        _ => try_it(args),
+    }
+}
+
+fn try_it(args: &[String]) -> Result<()> {
+    let mut arch = Arch::X86_64;
+    let mut hardware = false;
+    let (mut image, mut disk, mut sticks): (Option<PathBuf>, Option<PathBuf>, Vec<PathBuf>) = (None, None, Vec::new());
+    let mut ports = Ports { https: 0, federation: 0 };
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().with_context(|| format!("{arg} wants a value\n\n{USAGE}"));
+        match arg.as_str() {
+            "--arch" => arch = Arch::parse(value()?)?,
+            "--hardware" => hardware = true,
+            "--image" => image = Some(value()?.into()),
+            "--disk" => disk = Some(value()?.into()),
+            "--stick" => sticks.push(value()?.into()),
+            "--https" => ports.https = value()?.parse().context("--https")?,
+            "--federation" => ports.federation = value()?.parse().context("--federation")?,
+            _ => bail!("{USAGE}"),
+        }
+    }
+    needs::machine(arch)?;
+    let folder = run::target_dir().join("vm");
+    fs::create_dir_all(&folder)?;
+    let mut made = Recipe::new(arch);
+    made.hardware = hardware;
+    let image = image.unwrap_or_else(|| made.disk());
+    let disk = match disk {
+        Some(disk) if disk.exists() => disk,
+        Some(disk) => fresh(&image, &disk)?,
+        None => fresh(&image, &folder.join("disk.raw"))?,
+    };
+    let mut setup = Setup::new(arch, disk, ports.or_free()?);
+    for (number, content) in sticks.iter().enumerate() {
+        let file = folder.join(format!("stick-{number}.raw"));
+        stick::make(&file, content)?;
+        setup.sticks.push(file);
+    }
+    println!(
+        "\nSkerry's appliance. Clients: https://127.0.0.1:{}   federation: https://127.0.0.1:{}\n\
+         Disk: {}\nThis terminal is its console. Ctrl-A X ends it.\n",
+        setup.ports.https,
+        setup.ports.federation,
+        setup.disk.display()
+    );
+    Machine::by_hand(&setup, &folder)
+}
+
+impl Ports {
+    /// Free ports in place of those that nobody has named.
+    fn or_free(self) -> Result<Self> {
+        // Both are held while they are asked for, so that they differ.
+        let (one, two) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
+        let or = |port: u16, other: &TcpListener| -> Result<u16> {
+            Ok(if port == 0 { other.local_addr()?.port() } else { port })
+        };
+        Ok(Self { https: or(self.https, &one)?, federation: or(self.federation, &two)? })
+    }
+}
+
+/// A disk for a machine, from an image: holes stay holes, and behind the image there is room for data.
+fn fresh(image: &Path, disk: &Path) -> Result<PathBuf> {
+    if !image.exists() {
+        bail!("{}: no image; `cargo xtask image` makes one", image.display());
+    }
+    let _ = fs::remove_file(disk);
+    run::output({
+        let mut copy = run::command("cp", ["--sparse=always"]);
+        copy.arg(image).arg(disk);
+        copy
+    })?;
+    let file = File::options().write(true).open(disk)?;
+    if file.metadata()?.len() < DISK_BYTES {
+        file.set_len(DISK_BYTES)?;
+    }
+    Ok(disk.to_owned())
+}
