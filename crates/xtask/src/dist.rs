@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use crate::elf::{self, Machine};
 use crate::{needs, run};
 
-/// The largest `skerry` that is shipped.
+/// The largest program that shall be shipped. A larger one is made, and said to be.
 const LARGEST_BYTES: u64 = 25_000_000;
 /// Zig is the C and C++ compiler and the linker; the other makes cargo call it. Hashes: the wheels for hosts of either kind.
 const WHEELS: &str = "\
@@ -123,13 +123,11 @@ fn ship(arch: Arch, program: &str) -> Result<()> {
     let made = run::target_dir().join(arch.target()).join("dist").join(program);
     let bytes = fs::read(&made).with_context(|| made.display().to_string())?;
     elf::static_and_stripped(&bytes, arch.machine()).with_context(|| made.display().to_string())?;
-    if bytes.len() as u64 > LARGEST_BYTES {
-        bail!("{} has {} bytes; at most {LARGEST_BYTES} are shipped", made.display(), bytes.len());
-    }
     fs::create_dir_all(folder(arch))?;
     let out = folder(arch).join(program);
     fs::copy(&made, &out)?;
-    println!("{}: static, stripped, {:.2} MB", out.display(), bytes.len() as f64 / 1e6);
+    let too_large = if bytes.len() as u64 > LARGEST_BYTES { ", MORE THAN IT SHALL HAVE" } else { "" };
+    println!("{}: static, stripped, {:.2} MB{too_large}", out.display(), bytes.len() as f64 / 1e6);
     Ok(())
 }
 
