@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::json;
 use store::{Disk, Read as _, Store};
 
@@ -96,7 +97,8 @@ fn place(app: &App, name: &str) -> Result<PathBuf> {
 }
 
 /// Writes a row, waits until it is durable, and reads it back.
-pub async fn probe(ctx: RawCtx) -> Result<Response> {
+pub async fn probe(mut ctx: RawCtx) -> Result<Response> {
+    let _: IgnoredAny = ctx.read_json().await?;
     let app = &ctx.app;
     let text = format!("{}", app.clock.now_ms());
     let name = PROBE.to_owned();
