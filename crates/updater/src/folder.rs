@@ -149,7 +149,9 @@ impl Folder for OsFolder {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        fs::rename(self.path(from), self.path(to))
+        fs::rename(self.path(from), self.path(to))?;
+        // On FAT, the kernel writes the new name first with neither length nor content, and these with the file.
+        File::open(self.path(to))?.sync_all()
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

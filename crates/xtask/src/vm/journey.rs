@@ -142,6 +142,7 @@ impl Journey {
         for (number, (what, stage)) in STAGES.iter().enumerate() {
             println!("\n#### {}. {what}", number + 1);
             stage(&mut self).with_context(|| format!("stage {}: {what}", number + 1))?;
+            println!("   entries of the boot loader: {}", entries(&self.setup.disk)?.join(", "));
         }
         Ok(())
     }
@@ -253,9 +254,9 @@ impl Journey {
         Ok(())
     }
 
-    /// Waits until clients are served.
+    /// Waits until clients are served. While a release is on trial, they may ask for versions, and no more.
     fn serves(&self, machine: &mut Machine) -> Result<()> {
-        let url = format!("https://127.0.0.1:{}/_matrix/client/versions", self.setup.ports.https);
+        let url = format!("https://127.0.0.1:{}/_matrix/client/v3/login", self.setup.ports.https);
         let script = "import ssl, sys, urllib.request as u\n\
                       u.urlopen(sys.argv[1], context=ssl._create_unverified_context(), timeout=20).read()";
         machine.until("clients are served", LIMIT, || {
