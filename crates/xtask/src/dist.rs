@@ -165,9 +165,8 @@ fn cargo(arch: Arch, package: &str, library: &Library, zig: &Path, cache: &Path)
     let mut flags = vec!["-C target-feature=+crt-static".to_owned()];
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-    for (from, to) in [(Some(run::root()), "/skerry"), (home, "/cargo")] {
-        flags.extend(from.map(|from| format!("--remap-path-prefix={}={to}", from.display())));
-    }
+    // Paths within the repository are relative as it is. Were it named here, RocksDB would be compiled again for each clone.
+    flags.extend(home.map(|home| format!("--remap-path-prefix={}=/cargo", home.display())));
     if matches!(library, Library::Source(_)) {
         args.extend(["-Z", "build-std=std,panic_unwind"]);
         flags.push("-C link-self-contained=no".into());
