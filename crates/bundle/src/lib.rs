@@ -16,7 +16,7 @@
 //! out partitions. What is wrong is a [`Refusal`], whose text is for the officer who stands before the box.
 //!
 //! Not here: slots, boot entries and journals (the updater), files and progress bars (the binary).
-#![cfg_attr(any(test, feature = "testing"), allow(clippy::unwrap_used, clippy::panic))]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 #[cfg(test)]
 mod attacks;
@@ -33,8 +33,7 @@ mod refusal;
 mod rewrite;
 mod sign;
 #[cfg(any(test, feature = "testing"))]
-#[cfg_attr(not(test), expect(dead_code, reason = "the fuzzer needs only some of it"))]
-mod testing;
+pub mod testing;
 #[cfg(test)]
 mod tests;
 mod trust;

@@ -1,4 +1,5 @@
 //! Inputs for tests and the fuzzer: bytes from a seed, keys from a number, a release of two small images.
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "for tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
@@ -10,7 +11,7 @@ use crate::{
 };
 
 /// Bytes that look like nothing, always the same for a seed.
-pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -23,12 +24,12 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-pub(crate) fn signer(number: u8) -> Signer {
+pub fn signer(number: u8) -> Signer {
     Signer::from_seed(&[number; 32]).unwrap()
 }
 
 /// Keys 1 to 3 say what the next root is (two of them), 11 to 13 what a release is (two of them).
-pub(crate) fn root(version: u64) -> Root {
+pub fn root(version: u64) -> Root {
     let keys = [1, 2, 3, 11, 12, 13].map(|number| signer(number).public().unwrap());
     let role = |numbers: [u8; 3]| Role {
         keys: numbers.map(|number| signer(number).public().unwrap().id()).into(),
@@ -44,23 +45,23 @@ pub(crate) fn root(version: u64) -> Root {
     }
 }
 
-pub(crate) fn trust() -> Trust {
+pub fn trust() -> Trust {
     Trust::new(&root(1).to_bytes()).unwrap()
 }
 
-pub(crate) fn signed_root(root: &Root, by: &[u8]) -> Signed {
+pub fn signed_root(root: &Root, by: &[u8]) -> Signed {
     let document = root.to_bytes();
     let request = Request { kind: RequestKind::Root, document: document.clone() };
     Signed { document, signatures: by.iter().map(|number| signer(*number).sign(&request).unwrap()).collect() }
 }
 
-pub(crate) fn signatures(manifest: &[u8], by: &[u8]) -> Vec<Signature> {
+pub fn signatures(manifest: &[u8], by: &[u8]) -> Vec<Signature> {
     let request = Request { kind: RequestKind::Release, document: manifest.to_vec() };
     by.iter().map(|number| signer(*number).sign(&request).unwrap()).collect()
 }
 
 /// The bytes of the images of a release. Most of the root stays the same from release to release.
-pub(crate) fn parts(arch: Arch, release: u64) -> [Vec<u8>; 3] {
+pub fn parts(arch: Arch, release: u64) -> [Vec<u8>; 3] {
     let lines = |what: &str, from: u64, count: u64| -> Vec<u8> {
         (from..from + count).flat_map(|line| format!("{arch} {what} {line}\n").into_bytes()).collect()
     };
@@ -70,7 +71,7 @@ pub(crate) fn parts(arch: Arch, release: u64) -> [Vec<u8>; 3] {
 }
 
 /// A release for both machines, not signed yet.
-pub(crate) fn unsigned(release: u64) -> Vec<u8> {
+pub fn unsigned(release: u64) -> Vec<u8> {
     unsigned_of(release, parts)
 }
 
@@ -98,7 +99,7 @@ fn unsigned_of(release: u64, parts: impl Fn(Arch, u64) -> [Vec<u8>; 3]) -> Vec<u
 }
 
 /// The bundle with another envelope.
-pub(crate) fn with(bundle: &[u8], keep: &Keep, change: impl FnOnce(&mut Envelope, &[u8])) -> Vec<u8> {
+pub fn with(bundle: &[u8], keep: &Keep, change: impl FnOnce(&mut Envelope, &[u8])) -> Vec<u8> {
     let mut checked = Bundle::open(Cursor::new(bundle)).unwrap().unjudged().unwrap();
     let mut envelope = checked.envelope().clone();
     change(&mut envelope, checked.manifest_bytes());
@@ -108,14 +109,14 @@ pub(crate) fn with(bundle: &[u8], keep: &Keep, change: impl FnOnce(&mut Envelope
 }
 
 /// A release signed by two.
-pub(crate) fn release(number: u64) -> Vec<u8> {
+pub fn release(number: u64) -> Vec<u8> {
     release_of(number, parts)
 }
 
-pub(crate) fn release_of(number: u64, parts: impl Fn(Arch, u64) -> [Vec<u8>; 3]) -> Vec<u8> {
+pub fn release_of(number: u64, parts: impl Fn(Arch, u64) -> [Vec<u8>; 3]) -> Vec<u8> {
     signed(&unsigned_of(number, parts), &[11, 12])
 }
 
-pub(crate) fn signed(bundle: &[u8], by: &[u8]) -> Vec<u8> {
+pub fn signed(bundle: &[u8], by: &[u8]) -> Vec<u8> {
     with(bundle, &Keep::default(), |envelope, manifest| envelope.signatures.extend(signatures(manifest, by)))
 }

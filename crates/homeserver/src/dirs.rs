@@ -1,8 +1,8 @@
-//! Directories that are still there after a power cut.
+//! Directories and small files that are still there after a power cut.
 
 use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 /// Makes a directory and those that it lies in, as far as they are not there, so that they stay.
@@ -13,6 +13,36 @@ pub(crate) fn make(dir: &Path) -> io::Result<()> {
 /// The same for a directory that nobody else looks into, if it is made. One that is there stays as it is.
 pub(crate) fn make_private(dir: &Path) -> io::Result<()> {
     make_with(dir, 0o700, &mut |parent| File::open(parent)?.sync_all())
+}
+
+/// Puts a file in the place of another: a power cut leaves the old one or the new one, and after the return the new one.
+/// `mode` is what the process's mask leaves of it.
+///
+/// # Errors
+/// The directory is not there or cannot be written.
+pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    replace_with(path, content, mode, |_| Ok(()))
+}
+
+/// The same for a file that has something done to it before it takes the place.
+///
+/// # Errors
+/// As [`replace`]; or that could not be done.
+pub fn replace_with(
+    path: &Path,
+    content: &[u8],
+    mode: u32,
+    before: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
+    let dir = path.parent().ok_or_else(|| io::Error::other("has no directory"))?;
+    let draft = path.with_extension("new");
+    let _ = fs::remove_file(&draft);
+    let mut file = File::options().write(true).create_new(true).mode(mode).open(&draft)?;
+    file.write_all(content)?;
+    before(&file)?;
+    file.sync_all()?;
+    fs::rename(&draft, path)?;
+    File::open(dir)?.sync_all()
 }
 
 /// `lasts` is called with each directory in which one was made. The mode is that of the last one.

@@ -11,7 +11,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod delayed;
-mod dirs;
+pub mod dirs;
 pub mod e2ee;
 pub mod error;
 #[cfg(any(test, feature = "testing"))]

@@ -5,11 +5,13 @@
 //! the verbs on the socket (admin/maintenance.rs), slots and boot entries (the updater).
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::watch;
+
+use crate::dirs;
 
 /// The formats of the data that this release reads. It writes the newest one, but not on trial: what a trial writes, the
 /// release before has to read. A format is raised in the release after the one that learnt to read it.
@@ -89,11 +91,11 @@ fn open_between(dir: &Path, trial: bool, oldest: u32, newest: u32) -> io::Result
         )));
     }
     if trial {
-        replace(dir, TOUCHED_FILE, "a release on trial has opened the data\n")?;
+        dirs::replace(&dir.join(TOUCHED_FILE), b"a release on trial has opened the data\n", 0o666)?;
         return Ok(Ok(format.unwrap_or(newest)));
     }
     if format != Some(newest) {
-        replace(dir, FORMAT_FILE, &format!("{newest}\n"))?;
+        dirs::replace(&dir.join(FORMAT_FILE), format!("{newest}\n").as_bytes(), 0o666)?;
     }
     Ok(Ok(newest))
 }
@@ -128,16 +130,6 @@ pub fn forget_touch(dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()?;
     }
     Ok(())
-}
-
-/// In one durable step.
-fn replace(dir: &Path, name: &str, text: &str) -> io::Result<()> {
-    let new = dir.join(format!("{name}.new"));
-    let mut file = File::create(&new)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&new, dir.join(name))?;
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

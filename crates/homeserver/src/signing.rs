@@ -2,8 +2,7 @@
 //! (`ed25519 <version> <seed in base64>`), so that a site can bring its key along.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::Path;
 
 use base64::Engine as _;
@@ -11,6 +10,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use ruma::signatures::Ed25519KeyPair;
 
 use crate::StartError;
+use crate::dirs;
 use crate::rng::Rng;
 
 /// A key as it stands in the file.
@@ -34,7 +34,8 @@ pub fn load_or_create(path: &Path, rng: &Rng) -> Result<KeyFile, StartError> {
         Ok(text) => KeyFile::parse(&text).ok_or_else(|| at(io::Error::other("is not `ed25519 <version> <seed>`"))),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
             let key = generate(rng)?;
-            write_durably(path, key.to_line().as_bytes()).map_err(at)?;
+            // Readable by the owner only.
+            dirs::replace(path, key.to_line().as_bytes(), 0o600).map_err(at)?;
             Ok(key)
         }
         Err(cause) => Err(at(cause)),
@@ -59,18 +60,6 @@ impl KeyFile {
         Ed25519KeyPair::from_der(&document, self.version.clone())
             .map_err(|cause| StartError::Other(format!("the signing key is unusable: {cause}")))
     }
-}
-
-/// Whole or not at all, readable by the owner only, and still there after a power cut.
-fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
-    let dir = path.parent().ok_or_else(|| io::Error::other("has no directory"))?;
-    let draft = path.with_extension("new");
-    let _ = fs::remove_file(&draft);
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&draft, path)?;
-    fs::File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

@@ -204,8 +204,7 @@ pub(crate) fn run(args: AdminArgs) -> Result<ExitCode> {
         None => args.settings.load()?.admin_socket(),
     };
     let Call { method, path, body, within } = args.verb.call()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = runtime.block_on(client::call(&socket, method, &path, body.as_ref(), within));
+    let answer = client::wait(client::call(&socket, method, &path, body.as_ref(), within));
     let (status, answer) = answer.map_err(anyhow::Error::msg)?;
     println!("{}", serde_json::to_string_pretty(&answer)?);
     let well = status.is_success() && answer.get("ok") != Some(&Value::Bool(false));

@@ -4,13 +4,13 @@
 //! system was built, and when the time was last kept. Not here: keeping it exactly; an officer or a site's own means do that.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 use homeserver::clock::Clock;
+use homeserver::dirs;
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 
@@ -60,11 +60,7 @@ fn floor(file: &Path, built: &Path) -> u64 {
 
 /// Written whole or not at all.
 fn save(file: &Path, seconds: u64) -> Result<()> {
-    let draft = file.with_extension("new");
-    let mut written = fs::File::create(&draft).context("the time cannot be kept")?;
-    writeln!(written, "{seconds}")?;
-    written.sync_all()?;
-    Ok(fs::rename(draft, file)?)
+    dirs::replace(file, format!("{seconds}\n").as_bytes(), 0o666).context("the time cannot be kept")
 }
 
 #[cfg(test)]

@@ -17,6 +17,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio_rustls::TlsConnector;
 
+/// Waits for an answer where nothing else is to be done.
+///
+/// # Errors
+/// In words for people: the answer's, or this process can get no more from the system.
+pub fn wait<T>(answer: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|cause| cause.to_string())?.block_on(answer)
+}
+
 /// Sends one request to a running server. An answer that is not a success is one, too.
 pub async fn call(
     socket: &Path,

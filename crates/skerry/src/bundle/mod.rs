@@ -320,7 +320,8 @@ fn image(text: &str) -> Result<(Arch, PathBuf), String> {
     Ok((arch(name)?, folder.into()))
 }
 
-fn formats(text: &str) -> Result<Store, String> {
+/// Formats of the database, as `OLDEST..NEWEST`.
+pub(crate) fn formats(text: &str) -> Result<Store, String> {
     let (oldest, newest) = text.split_once("..").ok_or("OLDEST..NEWEST")?;
     let number = |text: &str| text.parse().map_err(|_| format!("{text} is not a number"));
     Ok(Store { oldest: number(oldest)?, newest: number(newest)? })

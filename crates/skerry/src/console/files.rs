@@ -4,12 +4,12 @@
 //! certificates say (papers.rs), restarting what reads the files (steps.rs).
 
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use homeserver::dirs;
 use serde_json::json;
 
 use super::setup::{Admin, Network, Reach, Setup};
@@ -177,18 +177,14 @@ impl Layout {
             // The server has to get through, whatever the process's mask takes away.
             fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).with_context(at)?;
         }
-        let draft = path.with_extension("new");
-        let _ = fs::remove_file(&draft);
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&draft).with_context(at)?;
-        file.write_all(text.as_bytes()).with_context(at)?;
-        if let Some(group) = group {
-            std::os::unix::fs::fchown(&file, None, Some(group)).with_context(at)?;
-        }
-        // The process's mask has no say in this.
-        file.set_permissions(fs::Permissions::from_mode(mode)).with_context(at)?;
-        file.sync_all().with_context(at)?;
-        fs::rename(&draft, path).with_context(at)?;
-        File::open(dir).and_then(|dir| dir.sync_all()).with_context(at)
+        let belongs = |file: &File| {
+            if let Some(group) = group {
+                std::os::unix::fs::fchown(file, None, Some(group))?;
+            }
+            // The process's mask has no say in this.
+            file.set_permissions(fs::Permissions::from_mode(mode))
+        };
+        dirs::replace_with(path, text.as_bytes(), 0o600, belongs).with_context(at)
     }
 }
 

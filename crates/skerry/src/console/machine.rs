@@ -47,9 +47,7 @@ impl Machine for ThisMachine {
     }
 
     fn server(&mut self, method: Method, path: &str, body: Option<&Value>) -> Result<(StatusCode, Value), String> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|cause| cause.to_string())?;
-        runtime.block_on(client::call(&self.socket, method, path, body, SOON))
+        client::wait(client::call(&self.socket, method, path, body, SOON))
     }
 
     fn update(&mut self, args: &[&str]) -> Result<bool, String> {

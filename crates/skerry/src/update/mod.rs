@@ -185,11 +185,9 @@ pub(crate) fn run(args: UpdateArgs) -> Result<ExitCode> {
             let opened = open()?;
             let kept = opened.updater().commit()?;
             opened.tell_server(false)?;
-            say(
-                args.json,
-                if kept { "kept" } else { "nothing" },
-                if kept { "The new release stays." } else { "No release was on trial." },
-            );
+            let (word, text) =
+                if kept { ("kept", "The new release stays.") } else { ("nothing", "No release was on trial.") };
+            say(args.json, word, text);
         }
         Verb::Rollback { no_reboot, by } => {
             let opened = open()?;
@@ -344,9 +342,7 @@ fn is_fit(opened: &Opened) -> Result<(), String> {
         Some((status, answer)) => return Err(format!("the server cannot write and read: {status} {answer}")),
         None => return Err("the server went away".into()),
     }
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
-    runtime.block_on(client::get_here(&settings.health_url, Duration::from_secs(60)))?;
+    client::wait(client::get_here(&settings.health_url, Duration::from_secs(60)))?;
     let write = || -> std::io::Result<()> {
         let mut file = tempfile::tempfile_in(&settings.state)?;
         file.write_all(&[0; 4096])?;

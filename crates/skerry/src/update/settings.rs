@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use bundle::{Arch, Digest, PublicKey, Store};
 use figment::Figment;
 use figment::providers::{Format as _, Toml};
@@ -97,12 +97,11 @@ impl BoxSettings {
         };
         let version =
             field("IMAGE_VERSION").with_context(|| format!("{}: no IMAGE_VERSION", self.os_release.display()))?;
-        let number = |text: &str| text.parse().with_context(|| format!("{}: {text}", self.os_release.display()));
         let security_version = field("SKERRY_SECURITY_VERSION").map_or(Ok(0), |text| text.parse())?;
-        let store = match field("SKERRY_STORE_FORMATS").as_deref().map(|formats| formats.split_once("..")) {
+        let store = match field("SKERRY_STORE_FORMATS") {
             None => Store { oldest: 1, newest: 1 },
-            Some(Some((oldest, newest))) => Store { oldest: number(oldest)?, newest: number(newest)? },
-            Some(None) => bail!("{}: SKERRY_STORE_FORMATS is OLDEST..NEWEST", self.os_release.display()),
+            Some(text) => crate::bundle::formats(&text)
+                .map_err(|why| anyhow!("{}: SKERRY_STORE_FORMATS: {why}", self.os_release.display()))?,
         };
         let cmdline = read(&self.cmdline)?;
         let root_hash = cmdline.split_whitespace().find_map(|word| Digest::parse(word.strip_prefix("roothash=")?));

@@ -3,11 +3,12 @@
 
 use std::io::Cursor;
 
+use bundle::testing::{root, signed, signed_root, signer, with};
 use bundle::{Keep, Store};
 use fatfs::FatType;
 
 use super::media::Image;
-use super::world::{Health, Recipe, World, bundle_of, resigned, sign, version};
+use super::world::{Health, Recipe, World, bundle_of, version};
 use crate::disk::{Disk, FileDisk, SECTOR};
 use crate::entry::Entry;
 use crate::history::Event;
@@ -212,7 +213,7 @@ fn a_thin_bundle_takes_from_the_slot_that_runs_what_it_leaves_out() {
         bytes.into_iter().flat_map(|part| bundle::cut(Cursor::new(part)).map(Result::unwrap).collect::<Vec<_>>())
     };
     let without = chunks(2).map(|chunk| bundle::Digest::of(&chunk)).collect();
-    let thin = resigned(bundle_of(3), &Keep { without, ..Keep::default() }, |_, _| {});
+    let thin = with(bundle_of(3), &Keep { without, ..Keep::default() }, |_, _| {});
     assert!(thin.len() + 20_000 < bundle_of(3).len(), "{} of {}", thin.len(), bundle_of(3).len());
     world.install(&thin).unwrap();
     world.settle().unwrap();
@@ -227,18 +228,17 @@ fn a_thin_bundle_takes_from_the_slot_that_runs_what_it_leaves_out() {
         ..Recipe::new(4)
     };
     let without = chunks(3).map(|chunk| bundle::Digest::of(&chunk)).collect();
-    let nearly_nothing = resigned(&same.bundle(), &Keep { without, ..Keep::default() }, |_, _| {});
+    let nearly_nothing = with(&same.bundle(), &Keep { without, ..Keep::default() }, |_, _| {});
     world.updater().plan(Cursor::new(&nearly_nothing), &mut |_, _, _| {}).unwrap();
 }
 
 #[test]
 fn roots_grow_with_good_files_and_stay() {
-    use super::world::{root, signed_root};
     let mut world = World::new(ESP);
     world.settle().unwrap();
     // Root 2 gives up key 11; a file that is too old to be installed brings it.
     let mut second = root(2);
-    let gone = super::world::signer(11).public().unwrap().id();
+    let gone = signer(11).public().unwrap().id();
     second.keys.remove(&gone);
     second.release.keys.remove(&gone);
     second.revoked.insert(gone);
@@ -258,12 +258,12 @@ fn roots_grow_with_good_files_and_stay() {
 #[test]
 fn a_site_may_want_a_say() {
     let mut world = World::new(ESP);
-    let key = super::world::signer(31).public().unwrap();
+    let key = signer(31).public().unwrap();
     world.site = Some(crate::updater::Site { keys: vec![key], threshold: 1 });
     world.settle().unwrap();
     let why = world.install(bundle_of(2)).unwrap_err().to_string();
     assert!(why.contains("asks for signatures of its own: 0 of 1"), "{why}");
-    world.install(&sign(bundle_of(2), &[31])).unwrap();
+    world.install(&signed(bundle_of(2), &[31])).unwrap();
 }
 
 #[test]

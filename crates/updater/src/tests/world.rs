@@ -8,10 +8,8 @@ use std::io::{self, Cursor};
 use std::rc::Rc;
 use std::sync::OnceLock;
 
-use bundle::{
-    Arch, Bundle, Digest, Envelope, ImageSource, Inputs, Keep, Request, RequestKind, Role, Root, Signature, Signed,
-    Signer, Store, build, rewrite,
-};
+use bundle::testing::{root, signed, signed_root};
+use bundle::{Arch, Digest, ImageSource, Inputs, Signed, Store, build};
 
 use super::Bug;
 use super::loader;
@@ -38,31 +36,6 @@ pub(super) enum Health {
     Hangs,
     /// It finds itself unfit.
     Unfit,
-}
-
-pub(super) fn signer(number: u8) -> Signer {
-    Signer::from_seed(&[number; 32]).unwrap()
-}
-
-/// Keys 1 and 2 make roots, 11 and 12 releases; two of three each.
-pub(super) fn root(version: u64) -> Root {
-    let public = |number| signer(number).public().unwrap();
-    let keys = [1, 2, 3, 11, 12, 13].map(|number| (public(number).id(), public(number)));
-    let role = |numbers: [u8; 3]| Role { keys: numbers.map(|number| public(number).id()).into(), threshold: 2 };
-    Root {
-        format: 1,
-        version,
-        keys: keys.into(),
-        root: role([1, 2, 3]),
-        release: role([11, 12, 13]),
-        revoked: [].into(),
-    }
-}
-
-pub(super) fn signed_root(root: &Root, by: &[u8]) -> Signed {
-    let document = root.to_bytes();
-    let request = Request { kind: RequestKind::Root, document: document.clone() };
-    Signed { document, signatures: by.iter().map(|number| signer(*number).sign(&request).unwrap()).collect() }
 }
 
 pub(super) fn version(number: u64) -> String {
@@ -142,24 +115,8 @@ impl Recipe {
         };
         let mut plain = Vec::new();
         build(inputs, &mut Cursor::new(Vec::new()), &mut plain).unwrap();
-        sign(&plain, &self.by)
+        signed(&plain, &self.by)
     }
-}
-
-pub(super) fn sign(bundle: &[u8], by: &[u8]) -> Vec<u8> {
-    resigned(bundle, &Keep::default(), |envelope, manifest| {
-        let request = Request { kind: RequestKind::Release, document: manifest.to_vec() };
-        envelope.signatures.extend(by.iter().map(|number| -> Signature { signer(*number).sign(&request).unwrap() }));
-    })
-}
-
-pub(super) fn resigned(bundle: &[u8], keep: &Keep, change: impl FnOnce(&mut Envelope, &[u8])) -> Vec<u8> {
-    let mut checked = Bundle::open(Cursor::new(bundle)).unwrap().unjudged().unwrap();
-    let mut envelope = checked.envelope().clone();
-    change(&mut envelope, checked.manifest_bytes());
-    let mut out = Vec::new();
-    rewrite(&mut checked, keep, &envelope, &mut out).unwrap();
-    out
 }
 
 /// Bundles of releases 2 and 3, made once.

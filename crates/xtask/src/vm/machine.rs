@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -248,6 +249,14 @@ fn variables(setup: &Setup, folder: &Path) -> Result<PathBuf> {
 /// Whether firmware comes up under the processor's own virtualisation. A device that opens is no proof: some can run
 /// chosen systems only.
 fn kvm_works(setup: &Setup, folder: &Path) -> Result<bool> {
+    static WORKS: OnceLock<bool> = OnceLock::new();
+    match WORKS.get() {
+        Some(works) => Ok(*works),
+        None => kvm_tried(setup, folder).map(|works| *WORKS.get_or_init(|| works)),
+    }
+}
+
+fn kvm_tried(setup: &Setup, folder: &Path) -> Result<bool> {
     let own = if cfg!(target_arch = "aarch64") { Arch::Arm64 } else { Arch::X86_64 };
     if own != setup.arch || File::options().read(true).write(true).open("/dev/kvm").is_err() {
         return Ok(false);
