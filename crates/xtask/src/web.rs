@@ -1,8 +1,8 @@
-//! `cargo xtask web`: a web client as static files, made of the packages that `web/hydrogen` pins.
+//! `cargo xtask web`: a web client as static files, made of the packages that `appliance/web/hydrogen` pins.
 //!
 //! Lives here: bringing the packages (npm checks them against the hashes of the lock file), making the files again when
 //! something changed, and where they go (below the target folder: nothing of it is committed). Not here: how they are
-//! put together (`web/hydrogen/build.mjs`), and serving them, which is the server's part.
+//! put together (`appliance/web/hydrogen/build.mjs`), and serving them, which is the server's part.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
@@ -61,5 +61,5 @@ fn make(folder: &Path) -> Result<()> {
 }
 
 fn sources() -> PathBuf {
-    run::root().join("web/hydrogen")
+    run::root().join("appliance/web/hydrogen")
 }

@@ -11,7 +11,7 @@ use figment::providers::{Format as _, Toml};
 use serde::Deserialize;
 use updater::{Booted, FileDisk, Release, Site, Table, ids};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct BoxSettings {
     /// The disk with the slots; without it the one that the running root is on.
@@ -134,4 +134,25 @@ pub(super) fn arch() -> Result<Arch> {
 
 fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_boxes_are_delivered_with_is_what_is_taken_without_it() {
+        let delivered = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../appliance/appliance.toml");
+        assert!(delivered.exists());
+        assert_eq!(BoxSettings::load(&delivered).unwrap(), BoxSettings::default());
+    }
+
+    #[test]
+    fn a_mistake_in_the_settings_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("appliance.toml");
+        fs::write(&file, "[update]\ntrys = 3\n").unwrap();
+        let said = format!("{:#}", BoxSettings::load(&file).unwrap_err());
+        assert!(said.contains("trys") && said.contains("appliance.toml"), "{said}");
+    }
 }

@@ -43,6 +43,8 @@ pub(crate) struct Recipe {
     pub(crate) overlay: Option<PathBuf>,
     /// The chain of roots that the machine believes; keys for trying if none is given.
     pub(crate) trust: Option<PathBuf>,
+    /// A web client's files, served by the box.
+    pub(crate) web: Option<PathBuf>,
     /// Static programs that are built already.
     pub(crate) programs: Option<PathBuf>,
     pub(crate) out: Option<PathBuf>,
@@ -57,6 +59,7 @@ impl Recipe {
             hardware: false,
             overlay: None,
             trust: None,
+            web: None,
             programs: None,
             out: None,
         }
@@ -86,10 +89,11 @@ impl Recipe {
 
 const USAGE: &str = "\
 usage: cargo xtask image [--arch x86_64|arm64] [--version V] [--security-version N] [--hardware]
-                         [--trust CHAIN] [--programs FOLDER] [--overlay FOLDER] [--out FOLDER] [--bundle]
+                         [--trust CHAIN] [--web FOLDER] [--programs FOLDER] [--overlay FOLDER] [--out FOLDER] [--bundle]
 
   --hardware   the kernel with every driver: racks, and virtual machines that have USB
   --trust      the chain of root documents that the machine believes; without it, keys for trying are made
+  --web        a web client that the box serves: the folder with its index.html (`cargo xtask web FOLDER` makes one)
   --programs   a folder with skerry and skerry-init; without it, `cargo xtask dist` builds them
   --overlay    files to be put over the root at the end
   --out        where to put it all, below target/image; without it, target/image/ARCH
@@ -109,6 +113,7 @@ pub(crate) fn verb(args: &[String]) -> Result<()> {
             "--bundle" => signed = true,
             "--hardware" => recipe.hardware = true,
             "--trust" => recipe.trust = Some(fs::canonicalize(value()?)?),
+            "--web" => recipe.web = Some(fs::canonicalize(value()?)?),
             "--programs" => recipe.programs = Some(fs::canonicalize(value()?)?),
             "--overlay" => recipe.overlay = Some(fs::canonicalize(value()?)?),
             "--out" => recipe.out = Some(std::path::absolute(value()?)?),

@@ -28,8 +28,10 @@ pub(super) struct Root {
 /// Bits of programs that run as somebody else.
 const SET_ID: u32 = 0o6000;
 /// The server's user, the same on every box, so that a disk can move.
-const OURS: &[(&str, &str)] =
-    &[("systemd", "usr/lib/systemd/system"), ("config/root", ""), ("appliance", "usr/lib/skerry")];
+const OURS: &[(&str, &str)] = &[("systemd", "usr/lib/systemd/system"), ("config/root", "")];
+/// Where a web client lies, and what tells the server so. The image brings and takes it, whatever a box's settings say.
+const WEB: &str = "usr/lib/skerry/web";
+const WEB_UNIT: &str = "usr/lib/systemd/system/skerry.service.d/10-web-client.conf";
 
 pub(super) fn build(tools: &Tools, recipe: &Recipe, packages: &Packages, programs: &Path) -> Result<Root> {
     let work = tools.work().join(format!("unpacked-{}", recipe.arch.name()));
@@ -121,10 +123,11 @@ fn name_matches(name: &str, pattern: &str) -> bool {
 fn put_in(recipe: &Recipe, programs: &Path, root: &Path) -> Result<()> {
     copy_tree(&recipe_file("root"), root)?;
     for (from, to) in OURS {
-        let from = run::root().join(from);
-        if from.is_dir() {
-            copy_tree(&from, &root.join(to))?;
-        }
+        copy_tree(&run::root().join(from), &root.join(to))?;
+    }
+    put(&run::root().join("appliance/appliance.toml"), &root.join("usr/lib/skerry/appliance.toml"), 0o644)?;
+    if let Some(client) = &recipe.web {
+        web_client(client, root)?;
     }
     let system = root.join("etc/systemd/system");
     fs::create_dir_all(&system)?;
@@ -139,6 +142,14 @@ fn put_in(recipe: &Recipe, programs: &Path, root: &Path) -> Result<()> {
     put(&chain, &root.join("usr/lib/skerry/trust/root.json"), 0o644)?;
     put(&programs.join("skerry"), &root.join("usr/bin/skerry"), 0o755)?;
     write(&root.join("usr/lib/os-release"), &os_release(recipe))
+}
+
+fn web_client(client: &Path, root: &Path) -> Result<()> {
+    if !client.join("index.html").is_file() {
+        bail!("{}: a web client has an index.html at its top", client.display());
+    }
+    copy_tree(client, &root.join(WEB))?;
+    write(&root.join(WEB_UNIT), &format!("[Service]\nEnvironment=SKERRY_WEB__DIR=/{WEB}\n"))
 }
 
 fn os_release(recipe: &Recipe) -> String {
@@ -303,6 +314,23 @@ mod tests {
                 assert!(!stay.contains(&format!("{folder}/{barred}")), "{barred}");
             }
         }
+    }
+
+    #[test]
+    fn a_web_client_is_a_folder_with_a_page() {
+        let dir = std::env::temp_dir().join(format!("xtask-web-{}", std::process::id()));
+        let (client, root) = (dir.join("client"), dir.join("root"));
+        fs::create_dir_all(client.join("assets")).unwrap();
+        fs::write(client.join("assets/main.js"), "run()").unwrap();
+        assert!(web_client(&client, &root).unwrap_err().to_string().contains("index.html"));
+        assert!(!root.exists());
+
+        fs::write(client.join("index.html"), "<p>").unwrap();
+        web_client(&client, &root).unwrap();
+        assert_eq!(fs::read_to_string(root.join(WEB).join("assets/main.js")).unwrap(), "run()");
+        let unit = fs::read_to_string(root.join(WEB_UNIT)).unwrap();
+        assert!(unit.ends_with("Environment=SKERRY_WEB__DIR=/usr/lib/skerry/web\n"), "{unit}");
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]

@@ -102,7 +102,13 @@ impl Release {
         recipe.programs = Some(dist::folder(Arch::X86_64));
         recipe.out = Some(image::work().join("journey").join(self.version()));
         recipe.overlay = Some(folder.join(format!("overlay-{}", self.version())));
+        recipe.web = Some(folder.join(format!("web-{}", self.version())));
         recipe
+    }
+
+    /// The first page of its web client.
+    fn page(self) -> String {
+        format!("<p>The client of {}</p>", self.version())
     }
 }
 
@@ -126,6 +132,9 @@ impl Journey {
         for release in [Release::First, Release::Good, Release::Sick, Release::Last] {
             let recipe = release.recipe(&folder);
             overlay(release, recipe.overlay.as_deref().context("no overlay")?)?;
+            let web = recipe.web.as_deref().context("no web client")?;
+            fs::create_dir_all(web)?;
+            fs::write(web.join("index.html"), release.page())?;
             image::build(&recipe)?;
             keys.bundle(&recipe, &folder.join(release.bundle()), 3)?;
             if release == Release::First {
@@ -152,6 +161,7 @@ impl Journey {
         let mut machine = self.start("set-up")?;
         machine.expect("order: set up: https://box.example", LIMIT)?;
         self.serves(&mut machine)?;
+        self.shows_client_of(Release::First)?;
         self.client("talk", 3)?;
         self.client("check", 0)?;
         self.blessed(&mut machine, Release::First)?;
@@ -165,6 +175,7 @@ impl Journey {
         machine.expect(&Release::Good.runs(), LIMIT)?;
         self.serves(&mut machine)?;
         self.blessed(&mut machine, Release::Good)?;
+        self.shows_client_of(Release::Good)?;
         self.client("check", 0)?;
         self.client("talk", 3)?;
         self.setup.clock = None;
@@ -256,13 +267,25 @@ impl Journey {
 
     /// Waits until clients are served. While a release is on trial, they may ask for versions, and no more.
     fn serves(&self, machine: &mut Machine) -> Result<()> {
-        let url = format!("https://127.0.0.1:{}/_matrix/client/v3/login", self.setup.ports.https);
-        let script = "import ssl, sys, urllib.request as u\n\
-                      u.urlopen(sys.argv[1], context=ssl._create_unverified_context(), timeout=20).read()";
-        machine.until("clients are served", LIMIT, || {
-            run::output(run::command(&self.python, ["-c", script, &url])).ok()
-        })?;
+        machine.until("clients are served", LIMIT, || self.fetched("/_matrix/client/v3/login").ok())?;
         Ok(())
+    }
+
+    /// An error if a browser is not handed the web client that came with a release.
+    fn shows_client_of(&self, release: Release) -> Result<()> {
+        let page = self.fetched("/")?;
+        if page.trim() != release.page() {
+            bail!("at / there is {page}");
+        }
+        Ok(())
+    }
+
+    /// What the box answers, if that is a success.
+    fn fetched(&self, path: &str) -> Result<String> {
+        let url = format!("https://127.0.0.1:{}{path}", self.setup.ports.https);
+        let script = "import ssl, sys, urllib.request as u\n\
+                      print(u.urlopen(sys.argv[1], context=ssl._create_unverified_context(), timeout=20).read().decode())";
+        run::output(run::command(&self.python, ["-c", script, &url]))
     }
 
     /// Waits until the boot loader's entry of a release has no failed try on it.
