@@ -35,12 +35,19 @@ pub trait Folder {
     /// # Errors
     /// The file cannot be written; some of the bytes may be there.
     fn append(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
+    /// A power cut leaves the old name, the new one, or both; the new one perhaps without bytes: see [`Folder::give_name`].
+    ///
     /// # Errors
     /// There is no such file, or the folder cannot be written.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// # Errors
     /// There is no such file, or the folder cannot be written.
     fn remove(&self, name: &str) -> io::Result<()>;
+    /// Returns once the bytes of a file stay, and that they are those of its name.
+    ///
+    /// # Errors
+    /// There is no such file, or the disk fails.
+    fn sync_file(&self, name: &str) -> io::Result<()>;
     /// Returns once the names stay as they are.
     ///
     /// # Errors
@@ -69,6 +76,25 @@ pub trait Folder {
         Ok(Some(bytes))
     }
 
+    /// Whether a file has no bytes: a name that a power cut has left while a file was renamed, or written.
+    ///
+    /// # Errors
+    /// There is no such file, or it cannot be read.
+    fn is_empty(&self, name: &str) -> io::Result<bool> {
+        Ok(self.open(name)?.read(&mut [0])? == 0)
+    }
+
+    /// Gives a file another name, durably. On FAT, the kernel writes a new name with neither length nor content, and these
+    /// with the file: so the file is synced, too.
+    ///
+    /// # Errors
+    /// There is no such file, or the folder cannot be written.
+    fn give_name(&self, from: &str, to: &str) -> io::Result<()> {
+        self.rename(from, to)?;
+        self.sync_file(to)?;
+        self.sync()
+    }
+
     /// Puts new bytes in the place of a file in one durable step: a power cut leaves the old ones or the new ones.
     ///
     /// # Errors
@@ -76,8 +102,7 @@ pub trait Folder {
     fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let new = format!("{name}.new");
         self.write(&new, &mut |out| out.write_all(bytes))?;
-        self.rename(&new, name)?;
-        self.sync()
+        self.give_name(&new, name)
     }
 
     /// Bytes and digest of a file.
@@ -149,13 +174,15 @@ impl Folder for OsFolder {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        fs::rename(self.path(from), self.path(to))?;
-        // On FAT, the kernel writes the new name first with neither length nor content, and these with the file.
-        File::open(self.path(to))?.sync_all()
+        fs::rename(self.path(from), self.path(to))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
         fs::remove_file(self.path(name))
+    }
+
+    fn sync_file(&self, name: &str) -> io::Result<()> {
+        File::open(self.path(name))?.sync_all()
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -184,7 +211,7 @@ mod tests {
         assert_eq!(folder.load("a", 10).unwrap().unwrap(), b"two");
         assert_eq!(folder.digest("b").unwrap(), (2, Digest::of(b"xy")));
         assert!(folder.load("a", 2).is_err());
-        folder.rename("b", "c").unwrap();
+        folder.give_name("b", "c").unwrap();
         folder.remove("a").unwrap();
         folder.sync().unwrap();
         assert_eq!(folder.list().unwrap(), ["c"]);

@@ -158,8 +158,7 @@ impl Updater<'_> {
             Entry { version: version.clone(), tries: Some(Tries { left: self.settings.tries.max(1), done: 0 }) };
         #[cfg(test)]
         if self.planted(Bug::SwitchBeforeJournal) {
-            self.esp.rename(&staged(&version), &entry.name())?;
-            self.esp.sync()?;
+            self.esp.give_name(&staged(&version), &entry.name())?;
             journal.state = State::Armed { to, checkpoint };
             return self.step(journal, Event::Armed, "planted");
         }
@@ -169,8 +168,7 @@ impl Updater<'_> {
             Event::Armed,
             &format!("release {version} is booted next, with {} tries", self.settings.tries),
         )?;
-        self.esp.rename(&staged(&version), &entry.name())?;
-        Ok(self.esp.sync()?)
+        Ok(self.esp.give_name(&staged(&version), &entry.name())?)
     }
 
     fn must_be_free(&self, journal: &Journal) -> Result<(), Error> {

@@ -135,16 +135,33 @@ impl Updater<'_> {
     }
 
     /// The boot entries of a version, the most promising first. There is more than one only after a power cut in the middle
-    /// of a rename; then they share their bytes, and one must not be deleted without the others.
+    /// of a rename; then they share their bytes, and one must not be deleted without the others. Names without bytes, which
+    /// such a cut may leave, too, are none.
     ///
     /// # Errors
     /// The ESP cannot be read.
     pub fn entries(&self, version: &str) -> Result<Vec<Entry>, Error> {
-        let names = self.esp.list()?;
-        let ours = names.iter().filter_map(|name| Entry::parse(name));
-        let mut entries: Vec<Entry> = ours.filter(|entry| entry.version == version).collect();
+        let mut entries = Vec::new();
+        for name in self.esp.list()? {
+            if let Some(entry) = Entry::parse(&name).filter(|entry| entry.version == version)
+                && !self.esp.is_empty(&name)?
+            {
+                entries.push(entry);
+            }
+        }
         entries.sort_by_key(|entry| entry.tries.map(|tries| tries.left));
         Ok(entries)
+    }
+
+    /// Deletes names without bytes.
+    pub(crate) fn remove_empty(&self) -> Result<(), Error> {
+        for name in self.esp.list()? {
+            if Entry::parse(&name).is_some() && self.esp.is_empty(&name)? {
+                self.esp.remove(&name)?;
+                self.esp.sync()?;
+            }
+        }
+        Ok(())
     }
 
     /// Deletes everything that a version has on the ESP.

@@ -34,6 +34,7 @@ impl Updater<'_> {
             table.write(self.disk)?;
             woken.said.push("One copy of the partition table was damaged or old; it was written anew.".into());
         }
+        self.remove_empty()?;
         let mut journal = self.journal()?;
         let watched = match &journal.state {
             State::Idle | State::Staged { .. } => &journal.running,
@@ -198,8 +199,7 @@ impl Updater<'_> {
         };
         let blessed = Entry { tries: None, ..entry.clone() };
         if entry != blessed {
-            self.esp.rename(&entry.name(), &blessed.name())?;
-            self.esp.sync()?;
+            self.esp.give_name(&entry.name(), &blessed.name())?;
         }
         self.forget_complaint()?;
         journal.floor = journal.floor.max(to.security_version);
@@ -267,8 +267,7 @@ impl Updater<'_> {
             && entry.tries != wanted
         {
             let renamed = Entry { tries: wanted, ..entry.clone() };
-            self.esp.rename(&entry.name(), &renamed.name())?;
-            self.esp.sync()?;
+            self.esp.give_name(&entry.name(), &renamed.name())?;
         }
         Ok(())
     }

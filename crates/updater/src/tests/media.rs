@@ -1,14 +1,13 @@
 //! Storage that forgets: what was not synced may be lost, torn or written in another order when the power goes.
 //!
-//! Lives here: sectors with a volatile memory in front of them, a folder of a POSIX file system, and the switch.
+//! Lives here: sectors with a volatile memory in front of them, a folder of a POSIX file system, and the switch. Not here:
+//! the boot partition's file system (fat.rs).
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
+use std::io::{self, Cursor};
 use std::rc::Rc;
 use std::sync::Arc;
-
-use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions, format_volume};
 
 use crate::disk::{Disk, SECTOR};
 use crate::folder::{Fill, Folder, ReadSeek};
@@ -100,7 +99,7 @@ pub(super) struct Media {
     newest: Rc<RefCell<HashMap<u64, Sector>>>,
     power: Rc<Power>,
     at: u64,
-    bytes: u64,
+    pub(super) bytes: u64,
     /// Syncs that are claimed, and not done: as if the caller had forgotten them.
     pub(super) lies: Rc<Cell<bool>>,
     /// Where a write goes astray without a word.
@@ -122,9 +121,40 @@ impl Media {
         }
     }
 
+    /// The same bytes once more, with nothing that forgets and power of their own.
+    pub(super) fn copy(&self) -> Self {
+        let mut image = self.image.borrow().clone();
+        image.over.extend(self.newest.borrow().iter().map(|(at, sector)| (*at, *sector)));
+        Self::new(&Rc::new(RefCell::new(image)), &Rc::default(), self.at, self.bytes)
+    }
+
+    /// The sectors that were written and not synced, as they are now.
+    pub(super) fn written(&self) -> BTreeMap<u64, Sector> {
+        self.newest.borrow().iter().map(|(at, sector)| (at - self.at / SECTOR, *sector)).collect()
+    }
+
+    /// Work that costs no power: it happens at once, or not at all.
+    pub(super) fn at_once<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.power.spend()?;
+        let (left, used) = (self.power.left.replace(None), self.power.used());
+        let done = work();
+        self.power.left.set(left);
+        self.power.used.set(used);
+        done
+    }
+
     fn sector(&self, at: u64) -> Sector {
         let newest = self.newest.borrow().get(&at).copied();
         newest.unwrap_or_else(|| self.image.borrow().sector(at))
+    }
+
+    /// Whether there is power.
+    pub(super) fn check(&self) -> io::Result<()> {
+        self.power.check()
+    }
+
+    pub(super) fn switch_off_after(&self, writes: u64) {
+        self.power.on(Some(writes));
     }
 
     /// Whether all that was written is durable.
@@ -195,141 +225,6 @@ impl Disk for Media {
             self.cut(Cut::Everything);
         }
         Ok(())
-    }
-}
-
-/// A FAT file system on a stretch of a disk; files lie in `EFI/Linux`.
-pub(super) struct Fat(pub(super) Media);
-
-/// A place in a stretch.
-struct Head {
-    media: Media,
-    at: u64,
-}
-
-impl Read for Head {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let len = bytes.len().min((self.media.bytes - self.at) as usize);
-        self.media.read_at(self.at, &mut bytes[..len])?;
-        self.at += len as u64;
-        Ok(len)
-    }
-}
-
-impl Write for Head {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.media.write_at(self.at, bytes)?;
-        self.at += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Seek for Head {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let at = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::End(by) => self.media.bytes.checked_add_signed(by),
-            SeekFrom::Current(by) => self.at.checked_add_signed(by),
-        };
-        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(self.at)
-    }
-}
-
-impl Fat {
-    pub(super) fn format(media: Media) -> Self {
-        let mut head = Head { media: media.clone(), at: 0 };
-        let mut options = FormatVolumeOptions::new();
-        if media.bytes > 33 << 20 {
-            options = options.fat_type(FatType::Fat32).bytes_per_cluster(512);
-        }
-        format_volume(&mut head, options).unwrap();
-        let fs = FileSystem::new(Head { media: media.clone(), at: 0 }, FsOptions::new()).unwrap();
-        fs.root_dir().create_dir("EFI").unwrap().create_dir("Linux").unwrap();
-        drop(fs);
-        media.sync().unwrap();
-        Self(media)
-    }
-
-    /// As firmware renames: it changes one piece of the directory in its memory and writes that in one go.
-    pub(super) fn rename_at_once(&self, from: &str, to: &str) -> io::Result<()> {
-        self.0.power.spend()?;
-        let (left, used) = (self.0.power.left.replace(None), self.0.power.used());
-        let renamed = self.rename(from, to).and_then(|()| self.sync());
-        self.0.power.left.set(left);
-        self.0.power.used.set(used);
-        renamed
-    }
-
-    pub(super) fn kind(&self) -> FatType {
-        FileSystem::new(Head { media: self.0.clone(), at: 0 }, FsOptions::new()).unwrap().fat_type()
-    }
-
-    fn within<T>(&self, work: impl FnOnce(&fatfs::Dir<'_, Head>) -> io::Result<T>) -> io::Result<T> {
-        let fs = FileSystem::new(Head { media: self.0.clone(), at: 0 }, FsOptions::new())?;
-        let dir = fs.root_dir().open_dir("EFI/Linux")?;
-        let done = work(&dir);
-        drop(dir);
-        fs.unmount()?;
-        done
-    }
-}
-
-impl Folder for Fat {
-    fn list(&self) -> io::Result<Vec<String>> {
-        self.within(|dir| {
-            let mut names = Vec::new();
-            for entry in dir.iter() {
-                let entry = entry?;
-                if entry.is_file() {
-                    names.push(entry.file_name());
-                }
-            }
-            names.sort();
-            Ok(names)
-        })
-    }
-
-    fn open(&self, name: &str) -> io::Result<Box<dyn ReadSeek + '_>> {
-        let mut bytes = Vec::new();
-        self.within(|dir| dir.open_file(name)?.read_to_end(&mut bytes))?;
-        Ok(Box::new(Cursor::new(bytes)))
-    }
-
-    fn write(&self, name: &str, fill: Fill<'_>) -> io::Result<()> {
-        self.within(|dir| {
-            let mut file = dir.create_file(name)?;
-            file.truncate()?;
-            fill(&mut file)?;
-            file.flush()
-        })?;
-        self.0.sync()
-    }
-
-    fn append(&self, _: &str, _: &[u8]) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.within(|dir| dir.rename(from, dir, to))
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.within(|dir| dir.remove(name))
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.0.sync()
-    }
-
-    fn free_bytes(&self) -> io::Result<u64> {
-        let fs = FileSystem::new(Head { media: self.0.clone(), at: 0 }, FsOptions::new())?;
-        let stats = fs.stats()?;
-        Ok(u64::from(stats.free_clusters()) * u64::from(stats.cluster_size()))
     }
 }
 
@@ -421,7 +316,7 @@ impl Posix {
         Ok(file)
     }
 
-    fn sync_file(&self, file: usize) -> io::Result<()> {
+    fn settle(&self, file: usize) -> io::Result<()> {
         self.power.spend()?;
         let files = &mut *self.files.borrow_mut();
         if !self.lies.get() {
@@ -450,14 +345,14 @@ impl Folder for Posix {
         fill(&mut bytes)?;
         self.power.spend()?;
         self.files.borrow_mut().bytes[file] = bytes;
-        self.sync_file(file)
+        self.settle(file)
     }
 
     fn append(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let file = self.file(name)?;
         self.power.spend()?;
         self.files.borrow_mut().bytes[file].extend_from_slice(bytes);
-        self.sync_file(file)
+        self.settle(file)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -470,6 +365,11 @@ impl Folder for Posix {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         self.change(|names| names.remove(name).map(drop))
+    }
+
+    fn sync_file(&self, name: &str) -> io::Result<()> {
+        let file = *self.files.borrow().names.get(name).ok_or(io::ErrorKind::NotFound)?;
+        self.settle(file)
     }
 
     fn sync(&self) -> io::Result<()> {

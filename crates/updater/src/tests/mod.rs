@@ -1,9 +1,10 @@
 //! The updater against a whole box made of files: a disk with a partition table and a FAT file system, a folder whose files
 //! are durable when they are synced, a server with data, and a model of the boot loader.
 //!
-//! Lives here: which bugs can be planted. The box is in world.rs, the disk's volatile memory in media.rs, the boot loader in
+//! Lives here: which bugs can be planted. The box is in world.rs, the disk's volatile memory in media.rs, the boot partition in fat.rs, the boot loader in
 //! loader.rs; what is tested in power.rs (cuts), paths.rs (whole paths) and refused.rs (what is not taken).
 
+mod fat;
 mod loader;
 mod media;
 mod paths;

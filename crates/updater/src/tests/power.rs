@@ -1,6 +1,6 @@
 //! The power goes after every write and sync of every path, and what was not synced is lost, kept, torn or reordered. Then
 //! the boot loader always finds a release whose bytes are the signed ones, waking up leads to rest, nothing that was
-//! acknowledged is gone, and the next installation succeeds. Bugs that are planted are noticed.
+//! acknowledged is gone, no release that counts or was armed is lost, and the next installation succeeds. Bugs that are planted are noticed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -69,6 +69,7 @@ fn cuts(after: u64) -> [Cut; 4] {
 fn recovers(world: &mut World, path: Path, cut: Cut) {
     world.settle().unwrap();
     world.must_be_well();
+    world.nothing_was_lost();
     // The next installation is most of the work: once for each write.
     if cut != Cut::Nothing {
         return;
@@ -179,8 +180,15 @@ fn bugs_that_are_planted_are_noticed() {
     let update = Path::Update(Health::Good);
     // Syncs that somebody forgot: of the partitions, of the ESP, of the journal.
     assert!(noticed(update, |world| world.disk.lies.set(true)), "the slot is not synced");
-    assert!(noticed(update, |world| world.esp.0.lies.set(true)), "the kernel is not synced before the rename");
+    assert!(noticed(update, |world| world.esp.media.lies.set(true)), "the kernel is not synced before the rename");
     assert!(noticed(update, |world| world.state.lies.set(true)), "the journal is not synced before the rename");
+    // The boot partition mounted as it was before a machine lost a release: renamed files not synced, or the folder.
+    let careless = |world: &mut World| {
+        world.esp.dirsync.set(false);
+        world.esp.forgets.set(true);
+    };
+    assert!(noticed(update, careless), "a renamed file is not synced");
+    assert!(noticed(update, |world| world.esp.dirsync.set(false)), "the boot partition is mounted without dirsync");
     // Steps in the wrong order, or left out.
     assert!(noticed(Path::Second(Health::Good), |world| world.planted = Some(Bug::KeepOldEntry)));
     assert!(noticed(update, |world| world.planted = Some(Bug::SwitchBeforeJournal)));

@@ -12,15 +12,16 @@ use bundle::testing::{root, signed, signed_root};
 use bundle::{Arch, Digest, ImageSource, Inputs, Signed, Store, build};
 
 use super::Bug;
+use super::fat::Fat;
 use super::loader;
-use super::media::{Cut, Fat, Image, Media, Posix, Power};
+use super::media::{Cut, Image, Media, Posix, Power};
 use crate::disk::{Disk, SECTOR};
 use crate::entry::Entry;
 use crate::folder::Folder;
 use crate::gpt::{Guid, Table, crc32};
 use crate::history::Event;
 use crate::host::Host;
-use crate::journal::{Release, State};
+use crate::journal::{Reason, Release, State};
 use crate::slots::{Booted, ids};
 use crate::updater::{Error, Settings, Updater};
 
@@ -220,6 +221,8 @@ pub(super) struct World {
     pub(super) keep_tries: u32,
     pub(super) now_s: u64,
     pub(super) site: Option<crate::updater::Site>,
+    /// Somebody was told that a release is armed.
+    pub(super) told: Cell<bool>,
     esp_at: u64,
     esp_bytes: u64,
 }
@@ -324,6 +327,7 @@ impl World {
             keep_tries: 3,
             now_s: 1_800_000_000,
             site: None,
+            told: Cell::default(),
             esp_at,
             esp_bytes,
         }
@@ -337,11 +341,11 @@ impl World {
         let mut state = Posix::new(&power);
         state.clone_from_posix(&self.state);
         let server = Server { power: Rc::clone(&power), ..self.server.clone() };
-        let esp = Fat(Media::new(&image, &power, self.esp_at, self.esp_bytes));
+        let esp = self.esp.again(Media::new(&image, &power, self.esp_at, self.esp_bytes));
         disk.lies.set(self.disk.lies.get());
-        esp.0.lies.set(self.esp.0.lies.get());
-        let (planted, site) = (self.planted, self.site.clone());
-        Self { power, image, disk, esp, state, server, planted, site, ..*self }
+        esp.media.lies.set(self.esp.media.lies.get());
+        let (planted, site, told) = (self.planted, self.site.clone(), Cell::default());
+        Self { power, image, disk, esp, state, server, planted, site, told, ..*self }
     }
 
     pub(super) fn updater(&self) -> Updater<'_> {
@@ -383,6 +387,7 @@ impl World {
         self.server.send();
         if !self.second_approval {
             updater.arm(true, &mut |_, _, _| {})?;
+            self.told.set(true);
         }
         self.server.send();
         Ok(())
@@ -390,13 +395,14 @@ impl World {
 
     /// Whether a power cut has nothing to choose from.
     pub(super) fn is_settled(&self) -> bool {
-        self.disk.is_settled() && self.esp.0.is_settled() && self.state.is_settled()
+        self.disk.is_settled() && self.esp.is_settled() && self.state.is_settled()
     }
 
     /// The power goes, and comes back.
     pub(super) fn cut(&mut self, cut: Cut) {
         self.disk.cut(cut);
-        self.esp.0.cut(cut);
+        self.esp.media.cut(cut);
+        self.esp.forget();
         self.state.cut(cut);
         self.power.on(None);
     }
@@ -405,6 +411,7 @@ impl World {
     /// came to rest.
     pub(super) fn boot(&mut self) -> Result<bool, Error> {
         self.server.frozen.set(false);
+        self.esp.unmount()?;
         let started = loader::start(&self.esp, &|from, to| self.esp.rename_at_once(from, to))?;
         self.power.check()?;
         let (entry, kernel) = started.unwrap_or_else(|| {
@@ -483,6 +490,15 @@ impl World {
 
     pub(super) fn entry_names(&self) -> Vec<String> {
         self.esp.list().unwrap()
+    }
+
+    /// What a power cut must not do: another release runs than the one that counts, or one that was armed is not tried.
+    pub(super) fn nothing_was_lost(&self) {
+        for line in self.updater().history().unwrap().lines {
+            assert_ne!(line.event, Event::Noticed, "{}", line.text);
+            let never_tried = line.event == Event::FellBack && line.text.contains(&Reason::Interrupted.to_string());
+            assert!(!(self.told.get() && never_tried), "it was armed, but: {}", line.text);
+        }
     }
 
     /// What must hold whenever a box has come to rest.
