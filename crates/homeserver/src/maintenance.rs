@@ -23,11 +23,6 @@ const FORMAT_FILE: &str = "format";
 /// Beside the store: a trial may have changed something.
 const TOUCHED_FILE: &str = "trial";
 
-/// Paths that are answered as ever. What is not an interface of Matrix (the web client) is, too.
-const OPEN: &[&str] = &["/_matrix/client/versions", "/_matrix/federation/v1/version"];
-/// Paths of the administration socket that are not.
-const SHUT: &[&str] = &["/users", "/compact"];
-
 /// Whether the server holds still.
 pub struct Maintenance {
     on: watch::Sender<bool>,
@@ -67,12 +62,6 @@ impl Maintenance {
             std::future::pending::<()>().await;
         }
     }
-}
-
-/// Whether a path is answered in maintenance.
-pub fn is_open(path: &str) -> bool {
-    let shut = |top: &str| path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    OPEN.contains(&path) || !(path.starts_with("/_") || SHUT.iter().any(|top| shut(top)))
 }
 
 /// Looks at the format of the data before anything else is opened, and gives the one to write. A trial leaves its mark.
@@ -137,27 +126,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn probes_and_the_socket_answer_and_clients_wait() {
-        for open in [
-            "/_matrix/client/versions",
-            "/health",
-            "/maintenance",
-            "/maintenance/probe",
-            "/metrics",
-            "/.well-known/matrix/client",
-            "/index.html",
-        ] {
-            assert!(is_open(open), "{open}");
+    fn only_what_changes_nothing_is_answered_meanwhile() {
+        let routes = crate::api::routes();
+        let open: Vec<_> = routes.answered_in_maintenance().map(|(method, path)| format!("{method} {path}")).collect();
+        assert_eq!(
+            open,
+            [
+                "GET /_matrix/client/versions",
+                "GET /.well-known/matrix/client",
+                "GET /.well-known/matrix/server",
+                "GET /.well-known/matrix/support",
+            ]
+        );
+        let routes = crate::admin::routes();
+        let open: Vec<_> = routes.answered_in_maintenance().map(|(method, path)| format!("{method} {path}")).collect();
+        assert_eq!(open, ["GET /health", "GET /doctor", "POST /maintenance", "POST /maintenance/probe"]);
+    }
+
+    #[tokio::test]
+    async fn clients_wait_wherever_they_knock() {
+        let mut config = crate::config::Config::new(ruma::owned_server_name!("hs.test"));
+        config.oauth.enabled = true;
+        config.well_known.client_base_url = Some("https://hs.test".to_owned());
+        let app = crate::App::in_memory(config);
+        app.maintenance.set(true);
+        let client = crate::http::Local::new(app.router());
+        assert_eq!(client.get("/_matrix/client/versions").await.status, 200);
+        for path in
+            ["/_matrix/client/v3/sync", "/_matrix/client/v1/auth_metadata", "/_synapse/admin/v2/users", "/account"]
+        {
+            let answer = client.get(path).await;
+            assert_eq!((answer.status.as_u16(), &answer.json()["errcode"]), (503, &"M_UNAVAILABLE".into()), "{path}");
         }
-        for shut in [
-            "/_matrix/client/v3/sync",
-            "/_matrix/media/v3/upload",
-            "/_synapse/admin/v2/users",
-            "/users",
-            "/users/a",
-            "/compact",
-        ] {
-            assert!(!is_open(shut), "{shut}");
+        for path in ["/oauth2/token", "/oauth2/register", "/oauth2/revoke", "/oauth2/login", "/_matrix/media/v3/upload"]
+        {
+            let answer = client.post(path, serde_json::json!({})).await;
+            assert_eq!((answer.status.as_u16(), &answer.json()["errcode"]), (503, &"M_UNAVAILABLE".into()), "{path}");
         }
     }
 

@@ -35,6 +35,9 @@ const JAVASCRIPT: Need = Need {
 
 const BROWSER: Need = Need { packages: &["chromium"], present: || answers("chromium", &["--version"]) };
 
+/// Puts authorities where Chromium finds them.
+const CERTUTIL: Need = Need { packages: &["libnss3-tools"], present: || Path::new("/usr/bin/certutil").exists() };
+
 const UNITS: &[Need] = &[
     Need { packages: &["systemd"], present: || answers("systemd-analyze", &["--version"]) },
     Need { packages: &["nftables"], present: || answers("nft", &["--version"]) },
@@ -92,6 +95,11 @@ pub(crate) fn javascript() -> Result<()> {
 /// What looks at them.
 pub(crate) fn browser() -> Result<()> {
     meet(&[JAVASCRIPT, BROWSER])
+}
+
+/// The same, for pages of a server that is trusted as people are told to.
+pub(crate) fn trusting_browser() -> Result<()> {
+    meet(&[JAVASCRIPT, BROWSER, CERTUTIL])
 }
 
 fn meet(needs: &[Need]) -> Result<()> {

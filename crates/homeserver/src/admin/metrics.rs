@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::http::{Body, RawCtx, Response, Routes};
 
 pub fn routes() -> Routes {
-    Routes::default().raw(Method::GET, &["/metrics"], metrics)
+    Routes::default().raw(Method::GET, &["/metrics"], metrics).in_maintenance()
 }
 
 async fn metrics(ctx: RawCtx) -> Result<Response> {

@@ -20,10 +20,14 @@ use crate::http::{RawCtx, Response, Routes, json_response};
 pub fn routes() -> Routes {
     Routes::default()
         .raw(Method::GET, &["/health"], health)
+        .in_maintenance()
         .raw(Method::GET, &["/doctor"], doctor::doctor)
+        .in_maintenance()
         .raw(Method::POST, &["/compact"], compact)
         .raw(Method::POST, &["/maintenance"], maintenance::switch)
+        .in_maintenance()
         .raw(Method::POST, &["/maintenance/probe"], maintenance::probe)
+        .in_maintenance()
         .join(services::routes())
         .join(users::routes())
 }

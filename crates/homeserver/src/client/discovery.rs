@@ -40,9 +40,13 @@ const UNSTABLE_FEATURES: &[&str] = &[
 pub fn routes() -> Routes {
     Routes::default()
         .raw(Method::GET, &["/_matrix/client/versions"], versions)
+        .in_maintenance()
         .raw(Method::GET, &["/.well-known/matrix/client"], well_known_client)
+        .in_maintenance()
         .raw(Method::GET, &["/.well-known/matrix/server"], well_known_server)
+        .in_maintenance()
         .raw(Method::GET, &["/.well-known/matrix/support"], well_known_support)
+        .in_maintenance()
 }
 
 async fn versions(ctx: RawCtx) -> Result<Response> {

@@ -25,7 +25,6 @@ use crate::App;
 use crate::auth::{self, Access, Credentials, Requester};
 use crate::error::{Error, Result};
 use crate::limits::Owner;
-use crate::maintenance;
 use crate::metrics::RouteMetrics;
 
 /// Answers requests. Cheap to clone.
@@ -160,7 +159,7 @@ impl Inner {
     }
 
     async fn serve(&self, endpoint: &Endpoint, request: Box<Request>, args: Args, client: Client) -> Result<Response> {
-        if self.app.maintenance.is_on() && !maintenance::is_open(request.uri().path()) {
+        if self.app.maintenance.is_on() && !endpoint.in_maintenance {
             return Err(Error::maintenance());
         }
         // Boxed, so that its room is given back before a long wait.

@@ -42,6 +42,9 @@ pub struct Endpoint {
     pub guests: bool,
     pub locked: bool,
     pub poll: bool,
+    /// Answered while the server holds still for an update. What is shut by mistake makes a client ask again; what is open
+    /// by mistake says that something is done, which a failed trial undoes.
+    pub in_maintenance: bool,
     /// `None`: the usual limit of the settings.
     pub max_body: Option<usize>,
     pub(super) run: Run,
@@ -111,6 +114,7 @@ impl Routes {
             guests: R::Authentication::ACCESS != Access::Token,
             locked: false,
             poll: false,
+            in_maintenance: false,
             max_body: None,
             run: Run::Parsed(Box::new(run)),
         });
@@ -133,6 +137,7 @@ impl Routes {
             guests: false,
             locked: false,
             poll: false,
+            in_maintenance: false,
             max_body: None,
             run: Run::Raw(Box::new(move |ctx| Box::pin(handler(ctx)))),
         });
@@ -152,7 +157,7 @@ impl Routes {
         F: Fn(RawCtx) -> A + Send + Sync + 'static,
         A: Future<Output = Result<Response>> + Send + 'static,
     {
-        self.otherwise = Self::default().raw(Method::GET, &["(other)"], handler).endpoints.pop();
+        self.otherwise = Self::default().raw(Method::GET, &["(other)"], handler).in_maintenance().endpoints.pop();
         self
     }
 
@@ -183,6 +188,17 @@ impl Routes {
     /// It may wait long: it runs with its connection whatever the method, and ends when the client hangs up.
     pub fn poll(self) -> Self {
         self.last(|endpoint| endpoint.poll = true)
+    }
+
+    /// It is answered while the server holds still for an update: it changes nothing.
+    pub fn in_maintenance(self) -> Self {
+        self.last(|endpoint| endpoint.in_maintenance = true)
+    }
+
+    /// What is answered while the server holds still for an update.
+    pub fn answered_in_maintenance(&self) -> impl Iterator<Item = (&Method, &str)> {
+        let open = self.endpoints.iter().filter(|endpoint| endpoint.in_maintenance);
+        open.flat_map(|endpoint| endpoint.paths.iter().map(|path| (&endpoint.method, path.as_str())))
     }
 
     /// The largest body of a `ruma` endpoint.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::machine::{Machine, Ports, Setup};
-use super::{fresh, stick};
+use super::{fetched, fresh, stick};
 use crate::image::{self, Arch, Recipe, trust};
 use crate::{clients, dist, needs, run};
 
@@ -280,12 +280,8 @@ impl Journey {
         Ok(())
     }
 
-    /// What the box answers, if that is a success.
     fn fetched(&self, path: &str) -> Result<String> {
-        let url = format!("https://127.0.0.1:{}{path}", self.setup.ports.https);
-        let script = "import ssl, sys, urllib.request as u\n\
-                      print(u.urlopen(sys.argv[1], context=ssl._create_unverified_context(), timeout=20).read().decode())";
-        run::output(run::command(&self.python, ["-c", script, &url]))
+        fetched(&self.python, self.setup.ports.https, path)
     }
 
     /// Waits until the boot loader's entry of a release has no failed try on it.

@@ -110,6 +110,8 @@ pub(super) struct Machine {
     lines: Receiver<Vec<u8>>,
     /// Everything that was said and not yet looked at.
     heard: String,
+    /// What came before the marker that was waited for last.
+    passed: String,
     started: Instant,
     name: String,
 }
@@ -122,13 +124,20 @@ impl Machine {
         let mut child = Command::new(setup.program())
             .args(setup.args(&variables, kvm))
             .args(["-monitor", "none", "-serial", "stdio"])
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .spawn()
             .with_context(|| setup.program().to_owned())?;
         let lines = listen(child.stdout.take().context("no serial line")?, folder.join(format!("{name}.log")))?;
-        Ok(Self { child, lines, heard: String::new(), started: Instant::now(), name: name.into() })
+        Ok(Self {
+            child,
+            lines,
+            heard: String::new(),
+            passed: String::new(),
+            started: Instant::now(),
+            name: name.into(),
+        })
     }
 
     /// Runs a machine whose serial line is the terminal, to its end.
@@ -151,7 +160,7 @@ impl Machine {
         let until = Instant::now() + limit;
         loop {
             if let Some(at) = self.heard.find(marker) {
-                self.heard.drain(..at + marker.len());
+                self.passed = self.heard.drain(..at + marker.len()).take(at).collect();
                 println!("   {}: {marker:?} after {}", self.name, self.work());
                 return Ok(());
             }
@@ -165,6 +174,20 @@ impl Machine {
                 }
             }
         }
+    }
+
+    /// Waits for a question on the serial console, and answers it.
+    pub(super) fn answer(&mut self, question: &str, answer: &str, limit: Duration) -> Result<()> {
+        self.expect(question, limit)?;
+        let typed = self.child.stdin.as_mut().context("no serial line")?;
+        writeln!(typed, "{answer}")?;
+        Ok(typed.flush()?)
+    }
+
+    /// The rest of the line that is being said.
+    pub(super) fn line(&mut self, limit: Duration) -> Result<String> {
+        self.expect("\n", limit)?;
+        Ok(self.passed.trim().to_owned())
     }
 
     /// Asks again and again until there is an answer.

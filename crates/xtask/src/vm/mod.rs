@@ -1,7 +1,9 @@
 //! `cargo xtask vm`: the appliance under QEMU, for trying it by hand and for the journey that tests it.
 //!
-//! Lives here: the verb and its choices. Not here: the machine (machine.rs), sticks (stick.rs), the journey (journey.rs).
+//! Lives here: the verb and its choices. Not here: the machine (machine.rs), sticks (stick.rs), the journey (journey.rs), the
+//! first login (guide.rs).
 
+mod guide;
 mod journey;
 mod machine;
 mod stick;
@@ -20,6 +22,7 @@ const USAGE: &str = "\
 usage: cargo xtask vm [--arch x86_64|arm64] [--hardware] [--image FILE] [--disk FILE] [--stick FOLDER]
                       [--https PORT] [--federation PORT]
        cargo xtask vm test [--keep]
+       cargo xtask vm guide [--keep]
 
   --image       the image to start from; without it, the one that `cargo xtask image` has made for this processor
   --hardware    the one with the kernel for racks
@@ -28,6 +31,7 @@ usage: cargo xtask vm [--arch x86_64|arm64] [--hardware] [--image FILE] [--disk 
   --https       where the machine's port 443 is on loopback (any free port)
   --federation  the same for 8448
   test          the whole life of a machine: set-up, updates, fall back, power cuts; --keep leaves its disks
+  guide         what the operators' guide says, done: the questions at the console, the certificate, a login in a browser
 
 The serial console is this terminal; Ctrl-A X ends the machine.
 ";
@@ -42,6 +46,7 @@ pub(crate) fn verb(args: &[String]) -> Result<()> {
             Ok(())
         }
 
+        Some("guide") => guide::verb(args.get(1..).unwrap_or_default()),
         Some("test") => journey::verb(args.get(1..).unwrap_or_default()),
         _ => try_it(args),
     }
@@ -121,4 +126,12 @@ fn fresh(image: &Path, disk: &Path) -> Result<PathBuf> {
         file.set_len(DISK_BYTES)?;
     }
     Ok(disk.to_owned())
+}
+
+/// What a machine answers to somebody who trusts anybody, if that is a success.
+fn fetched(python: &str, port: u16, path: &str) -> Result<String> {
+    let url = format!("https://127.0.0.1:{port}{path}");
+    let script = "import ssl, sys, urllib.request as u\n\
+                  print(u.urlopen(sys.argv[1], context=ssl._create_unverified_context(), timeout=20).read().decode())";
+    run::output(run::command(python, ["-c", script, &url]))
 }
