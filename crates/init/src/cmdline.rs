@@ -1,8 +1,28 @@
-//! The kernel's command line, which the signed kernel image carries. Only the root hash is taken from it: who could change
-//! the rest of the line gets nothing by it here.
+//! The kernel's command line, which the kernel image carries. Firmware can add to it (strings of SMBIOS, options of a boot
+//! entry), and systemd would do much of what it says: so the line has to be the one that this image was made with.
 
 use crate::Failure;
 use crate::roothash::RootHash;
+
+/// Nobody reads more of a line that somebody has tampered with.
+const MOST_NAMED: usize = 8;
+
+/// Looks whether the line is the one that the image was made with.
+///
+/// # Errors
+/// When it has other words, which are named.
+pub fn as_made(line: &str, made: &str) -> Result<(), Failure> {
+    if line.split_ascii_whitespace().eq(made.split_ascii_whitespace()) {
+        return Ok(());
+    }
+    let known: Vec<&str> = made.split_ascii_whitespace().collect();
+    let foreign: Vec<&str> =
+        line.split_ascii_whitespace().filter(|word| !known.contains(word)).take(MOST_NAMED).collect();
+    Err(Failure(match foreign.is_empty() {
+        true => "the kernel command line is not the one of this image".to_owned(),
+        false => format!("the kernel command line has what this image was not made with: {}", foreign.join(" ")),
+    }))
+}
 
 /// The one `roothash=` of the line.
 ///
@@ -30,6 +50,17 @@ mod tests {
         match outcome {
             Ok(()) => assert_eq!(got, Ok(()), "{line}"),
             Err(part) => assert!(got.clone().is_err_and(|text| text.contains(part)), "{line}: {got:?}"),
+        }
+    }
+
+    #[test]
+    fn nobody_adds_to_the_line_and_nobody_takes_from_it() {
+        let made = format!("quiet panic=10 roothash={HEX}");
+        assert!(as_made(&format!(" quiet  panic=10 roothash={HEX}\n"), &made).is_ok());
+        let added = as_made(&format!("{made} systemd.unit=rescue.target"), &made).unwrap_err();
+        assert!(added.0.ends_with("not made with: systemd.unit=rescue.target"), "{}", added.0);
+        for other in [format!("panic=10 roothash={HEX}"), format!("panic=10 quiet roothash={HEX}"), String::new()] {
+            assert!(as_made(&other, &made).unwrap_err().0.contains("not the one of this image"), "{other}");
         }
     }
 

@@ -17,6 +17,8 @@ use nix::sys::reboot::{RebootMode, reboot};
 
 /// Written when the image is built: the modules of the initial file system, in order.
 const MODULES: &str = "/modules.list";
+/// Written when the image is built: the kernel's command line.
+const LINE_AS_MADE: &str = "/command-line";
 const DEV: &str = "/dev";
 /// Disks of servers can take this long to show up.
 const WAIT_ROUNDS: u32 = 600;
@@ -46,7 +48,8 @@ fn boot() -> Result<Infallible, Failure> {
     if let Err(why) = watchdog::arm(Path::new("/dev/watchdog")) {
         say(6, &format!("no watchdog: {why}"));
     }
-    let line = fs::read_to_string("/proc/cmdline").map_err(|cause| Failure(format!("/proc/cmdline: {cause}")))?;
+    let line = text("/proc/cmdline")?;
+    cmdline::as_made(&line, &text(LINE_AS_MADE)?)?;
     let hash = cmdline::root_hash(&line)?;
     let slot = wait_for_slot(&hash)?;
     say(6, &format!("root {} with {}", slot.data.display(), slot.tree.display()));
@@ -79,6 +82,10 @@ fn load_modules() {
             say(4, &why);
         }
     }
+}
+
+fn text(path: &str) -> Result<String, Failure> {
+    fs::read_to_string(path).map_err(|cause| Failure(format!("{path}: {cause}")))
 }
 
 fn wait_for_slot(hash: &RootHash) -> Result<Slot, Failure> {

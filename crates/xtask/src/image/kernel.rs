@@ -32,9 +32,10 @@ pub(super) fn unified(
     if recipe.hardware {
         wanted.extend(list("modules-initrd-hardware.txt")?);
     }
-    fs::write(&initrd, initial(tools, &known.chosen(&wanted), &known, programs, folder)?)?;
+    let words = command_line(recipe.arch, &list("command-line.txt")?, root_hash);
+    fs::write(&initrd, initial(tools, &known.chosen(&wanted), &known, programs, &words, folder)?)?;
     let line = folder.join("command-line.txt");
-    fs::write(&line, command_line(recipe.arch, &list("command-line.txt")?, root_hash))?;
+    fs::write(&line, &words)?;
     let stub = root.efi.join("usr/lib/systemd/boot/efi").join(stub(recipe.arch));
     let [kernel, initrd, line, stub, osrel, out] = [
         root.kernel.join("boot").join(format!("vmlinuz-{release}")),
@@ -67,8 +68,16 @@ fn release(root: &Root) -> Result<String> {
     names.next().context("no kernel")
 }
 
-/// The initial file system: our program, the modules that find the root, and their order.
-fn initial(tools: &Tools, chosen: &[String], known: &Known, programs: &Path, folder: &Path) -> Result<Vec<u8>> {
+/// The initial file system: our program, the modules that find the root, and their order; the command line once more, to
+/// be compared with the one that the kernel got.
+fn initial(
+    tools: &Tools,
+    chosen: &[String],
+    known: &Known,
+    programs: &Path,
+    command_line: &str,
+    folder: &Path,
+) -> Result<Vec<u8>> {
     let place = folder.join("initrd-modules");
     fs::create_dir_all(&place)?;
     let mut files = Vec::new();
@@ -93,6 +102,7 @@ fn initial(tools: &Tools, chosen: &[String], known: &Known, programs: &Path, fol
         order.push_str(&format!("/{name}\n"));
     }
     archive.file("modules.list", 0o644, order.as_bytes());
+    archive.file("command-line", 0o644, command_line.as_bytes());
     Ok(archive.end())
 }
 

@@ -245,7 +245,9 @@ mod tests {
     fn the_command_line_restarts_after_a_panic_and_has_no_way_to_a_shell() {
         let words = list("command-line.txt").unwrap();
         assert!(words.iter().any(|word| word.starts_with("panic=")), "{words:?}");
-        assert!(words.contains(&"lockdown=integrity".to_owned()), "{words:?}");
+        for word in ["lockdown=integrity", "systemd.import_credentials=no", "fsck.repair=yes"] {
+            assert!(words.contains(&word.to_owned()), "{word}: {words:?}");
+        }
         assert!(!words.iter().any(|w| w.contains("roothash") || w.starts_with("init=") || w.contains("debug-shell")));
     }
 }
