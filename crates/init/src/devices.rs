@@ -1,10 +1,10 @@
-//! The slot's two partitions: found by their identifiers, on one disk.
+//! The slot's two partitions: found by their identifiers, on one disk; and the disk's name for everybody after us.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use crate::gpt;
 use crate::roothash::RootHash;
+use crate::{Failure, gpt};
 
 const SECTOR_BYTES: u64 = 512;
 
@@ -15,21 +15,59 @@ pub struct Slot {
     pub data: PathBuf,
     /// The device with the hash tree.
     pub tree: PathBuf,
+    /// The name of the disk that both are on, such as `vda`.
+    pub disk: String,
+    /// It can be pulled out.
+    pub removable: bool,
 }
 
-/// Both partitions of the slot with this root hash; nothing while one of them is missing. A copy of the slot on a second
-/// disk does no harm: whatever is read is checked against the hash.
-#[must_use]
-pub fn find(sys: &Path, dev: &Path, hash: &RootHash) -> Option<Slot> {
-    let listed = fs::read_dir(sys.join("class/block")).ok()?;
+/// Both partitions of the slot with this root hash; nothing while one of them is missing. A copy on a second disk (the
+/// stick that the image was written from) changes nothing in what the root is, but it would in where the data are: a disk
+/// that stays in the machine goes before one that can be pulled out.
+///
+/// # Errors
+/// When two disks of one kind have the slot: which one has the data nobody could tell.
+pub fn find(sys: &Path, dev: &Path, hash: &RootHash) -> Result<Option<Slot>, Failure> {
+    let Ok(listed) = fs::read_dir(sys.join("class/block")) else { return Ok(None) };
     let mut disks: Vec<PathBuf> = listed.flatten().map(|entry| entry.path()).filter(|path| is_disk(path)).collect();
-    // The same choice at every boot.
     disks.sort();
-    disks.iter().find_map(|disk| slot_on(disk, dev, hash))
+    let (leave, stay): (Vec<_>, Vec<_>) = disks.iter().partition(|disk| is_removable(disk));
+    for disks in [stay, leave] {
+        let mut slots = disks.into_iter().filter_map(|disk| slot_on(disk, dev, hash));
+        match (slots.next(), slots.next()) {
+            (Some(one), Some(other)) => {
+                return Err(Failure(format!(
+                    "the disks {} and {} hold the same system: take one of them away",
+                    one.disk, other.disk
+                )));
+            }
+            (Some(slot), None) => return Ok(Some(slot)),
+            (None, _) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Rules for udev by which boot partition and data are those on the slot's disk (`/dev/skerry/…`), whatever partitions of
+/// the same names there are on others.
+#[must_use]
+pub fn rules(slot: &Slot) -> String {
+    let rule = |name: &str, link: &str| {
+        format!(
+            "ACTION!=\"remove\", SUBSYSTEM==\"block\", ENV{{DEVTYPE}}==\"partition\", KERNELS==\"{}\", \
+             ENV{{ID_PART_ENTRY_NAME}}==\"{name}\", SYMLINK+=\"skerry/{link}\"\n",
+            slot.disk
+        )
+    };
+    rule("ESP", "esp") + &rule("var", "var")
 }
 
 fn is_disk(entry: &Path) -> bool {
     entry.join("queue").is_dir() && !entry.join("partition").exists()
+}
+
+fn is_removable(disk: &Path) -> bool {
+    number(&disk.join("removable")) == Some(1)
 }
 
 /// Looks in the table at the disk's begin, then in the copy at its end, as the kernel does.
@@ -44,7 +82,8 @@ fn slot_on(disk: &Path, dev: &Path, hash: &RootHash) -> Option<Slot> {
             let name = partition(disk, entry.number, entry.first_block.checked_mul(block_bytes / SECTOR_BYTES)?)?;
             Some(dev.join(name))
         };
-        Some(Slot { data: named(&hash.data_uuid())?, tree: named(&hash.tree_uuid())? })
+        let (disk, removable) = (disk.file_name()?.to_string_lossy().into_owned(), is_removable(disk));
+        Some(Slot { data: named(&hash.data_uuid())?, tree: named(&hash.tree_uuid())?, disk, removable })
     })
 }
 
@@ -99,8 +138,16 @@ mod tests {
             fs::write(part.join("start"), format!("{start}\n")).unwrap();
         }
 
+        fn looked(&self) -> Result<Option<Slot>, Failure> {
+            find(self.0.path(), self.0.path(), &RootHash::from_hex(HEX).unwrap())
+        }
+
+        fn removable(&self, disk: &str) {
+            fs::write(self.0.path().join("class/block").join(disk).join("removable"), "1\n").unwrap();
+        }
+
         fn found(&self) -> Option<(String, String)> {
-            let slot = find(self.0.path(), self.0.path(), &RootHash::from_hex(HEX).unwrap())?;
+            let slot = self.looked().unwrap()?;
             let name = |path: PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
             Some((name(slot.data), name(slot.tree)))
         }
@@ -118,6 +165,29 @@ mod tests {
         assert_eq!(machine.found(), None);
         machine.disk("vda", 1, &[(ESP, 10), (DATA, 12), (TREE, 14)]);
         assert_eq!(machine.found(), slot("vda2", "vda3"));
+    }
+
+    #[test]
+    fn the_disk_that_stays_goes_before_the_stick_and_of_two_that_stay_one_has_to_go() {
+        let machine = Machine::new();
+        machine.disk("sda", 1, &[(DATA, 12), (TREE, 14)]);
+        machine.removable("sda");
+        assert_eq!(machine.found(), slot("sda1", "sda2"));
+        machine.disk("vda", 1, &[(DATA, 12), (TREE, 14)]);
+        assert_eq!(machine.found(), slot("vda1", "vda2"));
+        machine.disk("vdb", 1, &[(DATA, 12), (TREE, 14)]);
+        let refused = machine.looked().unwrap_err();
+        assert!(refused.0.contains("vda and vdb") && refused.0.contains("take one of them away"), "{}", refused.0);
+    }
+
+    #[test]
+    fn later_names_are_of_the_disk_that_was_started_from() {
+        let slot =
+            Slot { data: "/dev/vda2".into(), tree: "/dev/vda3".into(), disk: "vda".to_owned(), removable: false };
+        let rules = rules(&slot);
+        assert_eq!(rules.matches("KERNELS==\"vda\"").count(), 2, "{rules}");
+        assert!(rules.contains("ENV{ID_PART_ENTRY_NAME}==\"var\", SYMLINK+=\"skerry/var\"\n"), "{rules}");
+        assert!(rules.contains("ENV{ID_PART_ENTRY_NAME}==\"ESP\", SYMLINK+=\"skerry/esp\"\n"), "{rules}");
     }
 
     #[test]

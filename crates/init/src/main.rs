@@ -19,9 +19,13 @@ use nix::sys::reboot::{RebootMode, reboot};
 const MODULES: &str = "/modules.list";
 /// Written when the image is built: the kernel's command line.
 const LINE_AS_MADE: &str = "/command-line";
+/// Read by udev once it runs: after its own rules, which ask partitions for their names.
+const RULES: &str = "/run/udev/rules.d/90-skerry.rules";
 const DEV: &str = "/dev";
 /// Disks of servers can take this long to show up.
 const WAIT_ROUNDS: u32 = 600;
+/// A stick with the same system has to wait for disks that take longer to show up.
+const ROUNDS_FOR_DISKS: u32 = 100;
 const ROUND: Duration = Duration::from_millis(50);
 const BEFORE_RESTART: Duration = Duration::from_secs(10);
 
@@ -52,6 +56,7 @@ fn boot() -> Result<Infallible, Failure> {
     cmdline::as_made(&line, &text(LINE_AS_MADE)?)?;
     let hash = cmdline::root_hash(&line)?;
     let slot = wait_for_slot(&hash)?;
+    name_partitions(&slot)?;
     say(6, &format!("root {} with {}", slot.data.display(), slot.tree.display()));
     let target = superblock(&slot.tree)?.target(&slot, &hash);
     let device = dm::create("root", &target, Path::new(DEV))?;
@@ -90,11 +95,27 @@ fn text(path: &str) -> Result<String, Failure> {
 
 fn wait_for_slot(hash: &RootHash) -> Result<Slot, Failure> {
     let (sys, dev) = (Path::new("/sys"), Path::new(DEV));
-    let ready = || devices::find(sys, dev, hash).filter(|slot| slot.data.exists() && slot.tree.exists());
-    wait_for(ready).ok_or_else(|| {
+    let mut rounds = 0;
+    let ready = || match devices::find(sys, dev, hash) {
+        Ok(slot) => {
+            rounds += 1;
+            let in_time = |slot: &Slot| !slot.removable || rounds > ROUNDS_FOR_DISKS;
+            slot.filter(|slot| slot.data.exists() && slot.tree.exists() && in_time(slot)).map(Ok)
+        }
+        Err(refused) => Some(Err(refused)),
+    };
+    wait_for(ready).unwrap_or_else(|| {
         let (data, tree) = (hash.data_uuid(), hash.tree_uuid());
-        Failure(format!("no disk has the partitions {data} and {tree} of this slot"))
+        Err(Failure(format!("no disk has the partitions {data} and {tree} of this slot")))
     })
+}
+
+/// Tells udev which disk this is.
+fn name_partitions(slot: &Slot) -> Result<(), Failure> {
+    let failed = |cause: std::io::Error| Failure(format!("{RULES}: {cause}"));
+    let path = Path::new(RULES);
+    fs::create_dir_all(path.parent().unwrap_or(path)).map_err(failed)?;
+    fs::write(path, devices::rules(slot)).map_err(failed)
 }
 
 /// Asks until there is an answer, for half a minute.

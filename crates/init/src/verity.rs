@@ -107,7 +107,8 @@ mod tests {
     }
 
     fn target(bytes: &[u8; SUPERBLOCK_BYTES]) -> Target {
-        let slot = Slot { data: "/dev/vda2".into(), tree: "/dev/vda3".into() };
+        let slot =
+            Slot { data: "/dev/vda2".into(), tree: "/dev/vda3".into(), disk: "vda".to_owned(), removable: false };
         let hash = RootHash::from_hex(&"5a".repeat(32)).unwrap();
         Superblock::parse(bytes).unwrap().target(&slot, &hash)
     }

@@ -22,7 +22,6 @@ const ROOT_MIB: u64 = 512;
 const VERITY_MIB: u64 = 16;
 /// In front of the first partition, and behind the last for the second table.
 const MARGIN_MIB: u64 = 1;
-/// The ESP's number stands in `image/root/etc/fstab`, too.
 const ESP_UUID: &str = "5c0e9f3a-6b0d-4a55-8f0e-736b65727279";
 const DISK_UUID: &str = "0d5a3d8e-4f0b-4c1c-9a70-736b65727279";
 /// The empty slot's, until the first update names it by its root hash.
