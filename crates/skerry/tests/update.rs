@@ -359,3 +359,43 @@ fn a_box_whose_server_does_not_run_can_be_updated() {
     let wrong = machine.skerry("update --box box.toml rollback");
     assert!(!wrong.status.success() && text(&wrong).contains("other slot holds no release"), "{}", text(&wrong));
 }
+
+/// A start at which the boot partition cannot be had: nothing is known for sure, so clients wait, except where the journal
+/// says that nothing was going on.
+#[test]
+fn a_start_without_the_boot_partition_serves_only_where_nothing_is_left_to_do() {
+    let machine = Machine::new();
+    let file = machine.bundle(2);
+    let boot = |says: &str| {
+        let _ = fs::remove_file(machine.at().join("boot.env"));
+        let booted = machine.skerry("update --box box.toml boot");
+        assert_eq!(booted.status.success(), says.is_empty(), "{}", text(&booted));
+        assert!(text(&booted).contains(says), "{}", text(&booted));
+        fs::read_to_string(machine.at().join("boot.env")).unwrap()
+    };
+    let [esp, away] = ["esp", "away"].map(|name| machine.at().join(name));
+    let take = || {
+        fs::rename(&esp, &away).unwrap();
+        fs::write(&esp, "").unwrap();
+    };
+    let bring = || {
+        fs::remove_file(&esp).unwrap();
+        fs::rename(&away, &esp).unwrap();
+    };
+    assert_eq!(boot(""), "SKERRY_TRIAL=0\n");
+    take();
+    assert_eq!(boot("esp/EFI/Linux"), "SKERRY_TRIAL=0\n");
+    bring();
+    machine.update(&format!("install {file} --no-reboot"));
+    take();
+    for release in [1, 2] {
+        machine.runs(release);
+        assert_eq!(boot("esp/EFI/Linux"), "SKERRY_TRIAL=1\n", "release {release}");
+    }
+    bring();
+    machine.runs(1);
+    assert_eq!(boot(""), "SKERRY_TRIAL=0\n", "release 2 was not chosen, and the data is as it was");
+    // A journal that cannot be read says nothing.
+    fs::write(machine.at().join("update/state.json"), "torn").unwrap();
+    assert_eq!(boot("state.json"), "SKERRY_TRIAL=1\n");
+}

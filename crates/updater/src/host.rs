@@ -4,6 +4,13 @@ use std::io;
 
 /// What the updater asks of the server, and does to its data.
 pub trait Host {
+    /// How the server starts from now on until the machine does: silent (on trial: it serves nobody, raises no format and marks
+    /// the data as touched), or open. A server that runs already goes on as it is. After a start of the machine it is silent
+    /// until this is called.
+    ///
+    /// # Errors
+    /// It cannot be written down.
+    fn start_silent(&self, silent: bool) -> io::Result<()>;
     /// Clients are told to wait, nothing is written any more, and a checkpoint of this name holds everything that was ever
     /// acknowledged; it is durable. A checkpoint of this name that is there already is made anew.
     ///

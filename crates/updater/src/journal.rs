@@ -125,6 +125,11 @@ impl Journal {
         Ok(Some(journal))
     }
 
+    /// Whether a release that is not on trial may serve: not while the data is another release's, or is to be put back.
+    pub fn may_serve(&self) -> bool {
+        matches!(self.state, State::Idle | State::Staged { .. })
+    }
+
     /// Durable when it returns; before that the old one is.
     ///
     /// # Errors

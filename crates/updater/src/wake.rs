@@ -23,11 +23,25 @@ pub struct Woken {
 }
 
 impl Updater<'_> {
-    /// To be called once after each boot, before the server starts.
+    /// To be called once after each boot, before the server starts. It starts open only if all was done that is to be done
+    /// before, or if nothing can be.
     ///
     /// # Errors
     /// A disk fails. What was begun is done again at the next boot.
     pub fn wake(&self) -> Result<Woken, Error> {
+        self.host.start_silent(true)?;
+        let woken = self.do_what_is_safe();
+        let open = match &woken {
+            Ok(woken) => !woken.trial && !woken.reboot,
+            Err(_) => self.journal().is_ok_and(|journal| journal.may_serve()),
+        };
+        if open {
+            self.host.start_silent(false)?;
+        }
+        woken
+    }
+
+    fn do_what_is_safe(&self) -> Result<Woken, Error> {
         let mut woken = Woken::default();
         let mut table = Table::read(self.disk)?;
         if table.needs_repair() {

@@ -13,16 +13,24 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use updater::Host;
 
+use super::settings::BoxSettings;
+
 /// What a restoration puts aside.
 const LEFT: &str = "store.left";
 
 /// The server of this box.
 pub(super) struct BoxHost {
-    pub(super) data: PathBuf,
-    pub(super) socket: PathBuf,
+    data: PathBuf,
+    socket: PathBuf,
+    boot_env: PathBuf,
 }
 
 impl BoxHost {
+    pub(super) fn new(settings: &BoxSettings) -> Self {
+        let (data, socket, boot_env) = (&settings.data, &settings.admin_socket, &settings.boot_env);
+        Self { data: data.clone(), socket: socket.clone(), boot_env: boot_env.clone() }
+    }
+
     /// The server's answer; nothing if none runs.
     pub(super) fn ask(
         &self,
@@ -56,6 +64,13 @@ impl BoxHost {
 }
 
 impl Host for BoxHost {
+    fn start_silent(&self, silent: bool) -> io::Result<()> {
+        if let Some(folder) = self.boot_env.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(&self.boot_env, format!("SKERRY_TRIAL={}\n", u8::from(silent)))
+    }
+
     fn freeze(&self, checkpoint: &str) -> Result<(), String> {
         if self.switch(&json!({ "on": true, "checkpoint": checkpoint }))? || !self.store().exists() {
             return Ok(());
@@ -143,9 +158,16 @@ fn give(path: &Path, owner: &fs::Metadata) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn host() -> (tempfile::TempDir, BoxHost) {
+    /// Where nobody runs.
+    fn empty() -> (tempfile::TempDir, BoxHost) {
         let dir = tempfile::tempdir().unwrap();
-        let host = BoxHost { data: dir.path().join("data"), socket: dir.path().join("nobody.sock") };
+        let at = |name: &str| dir.path().join(name);
+        let host = BoxHost { data: at("data"), socket: at("nobody.sock"), boot_env: at("run/boot.env") };
+        (dir, host)
+    }
+
+    fn host() -> (tempfile::TempDir, BoxHost) {
+        let (dir, host) = empty();
         for (folder, text) in [("store", "trial"), ("checkpoints/update-1", "before")] {
             fs::create_dir_all(host.data.join(folder)).unwrap();
             fs::write(host.data.join(folder).join("CURRENT"), text).unwrap();
@@ -184,8 +206,7 @@ mod tests {
 
     #[test]
     fn a_box_without_data_has_nothing_to_lose() {
-        let dir = tempfile::tempdir().unwrap();
-        let host = BoxHost { data: dir.path().join("data"), socket: dir.path().join("nobody.sock") };
+        let (_dir, host) = empty();
         assert_eq!((host.store_format().unwrap(), host.touched().unwrap()), (1, false));
         host.freeze("update-1").unwrap();
         host.restore("update-1").unwrap();

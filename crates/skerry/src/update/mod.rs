@@ -8,7 +8,7 @@ mod host;
 mod settings;
 mod show;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -21,7 +21,7 @@ use homeserver::clock::Clock;
 use homeserver::rng::Rng;
 use http::Method;
 use serde_json::{Value, json};
-use updater::{Error, FileDisk, OsFolder, Settings, State, Updater};
+use updater::{Error, FileDisk, Host as _, Journal, OsFolder, Settings, State, Updater};
 
 use host::BoxHost;
 use settings::BoxSettings;
@@ -123,7 +123,7 @@ impl Opened {
             disk: FileDisk::open(&disk, write).with_context(|| disk.display().to_string())?,
             esp: folder(settings.esp.join("EFI/Linux"))?,
             state: folder(settings.state.clone())?,
-            host: BoxHost { data: settings.data.clone(), socket: settings.admin_socket.clone() },
+            host: BoxHost::new(&settings),
             settings,
             updater,
             booted,
@@ -152,22 +152,13 @@ impl Opened {
         }
         Ok(())
     }
-
-    /// What the server is started with.
-    fn tell_server(&self, trial: bool) -> Result<()> {
-        let path = &self.settings.boot_env;
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-        }
-        fs::write(path, format!("SKERRY_TRIAL={}\n", u8::from(trial))).with_context(|| path.display().to_string())
-    }
 }
 
 pub(crate) fn run(args: UpdateArgs) -> Result<ExitCode> {
     let write = !matches!(args.verb, Verb::Status | Verb::Plan { .. } | Verb::History | Verb::Health);
     let open = || Opened::new(&args.settings, write);
     match args.verb {
-        Verb::Boot => return Ok(boot(open())),
+        Verb::Boot => return Ok(boot(&args.settings)),
         Verb::Health => return health(&open()?),
         Verb::Status => print!("{}", show::status(&open()?.updater(), args.json)?),
         Verb::History => return history(&open()?, args.json),
@@ -184,7 +175,7 @@ pub(crate) fn run(args: UpdateArgs) -> Result<ExitCode> {
         Verb::Commit => {
             let opened = open()?;
             let kept = opened.updater().commit()?;
-            opened.tell_server(false)?;
+            opened.host.start_silent(false)?;
             let (word, text) =
                 if kept { ("kept", "The new release stays.") } else { ("nothing", "No release was on trial.") };
             say(args.json, word, text);
@@ -276,34 +267,38 @@ fn history(opened: &Opened, json: bool) -> Result<ExitCode> {
     Ok(if history.broken.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Whatever goes wrong here, the server is to start: on trial if that is what the journal says.
-fn boot(opened: Result<Opened>) -> ExitCode {
-    let done = opened.and_then(|opened| {
-        let (updater, mut trial) = (opened.updater(), false);
-        let woken = updater.wake();
-        match &woken {
-            Ok(woken) => {
-                trial = woken.trial;
-                woken.said.iter().for_each(|line| println!("{line}"));
-            }
-            Err(_) => {
-                if let Ok(State::Armed { to, .. } | State::Trial { to, .. }) =
-                    updater.journal().map(|journal| journal.state)
-                {
-                    trial = to.version == opened.booted.version;
-                }
-            }
+/// Whatever goes wrong here, the server starts; silent, if anything might still have to be done to its data. Then clients
+/// wait, and nobody loses what they were told is safe.
+fn boot(path: &Path) -> ExitCode {
+    match wake(path) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("skerry update boot: {error:#}");
+            ExitCode::FAILURE
         }
-        opened.tell_server(trial)?;
-        if woken?.reboot {
-            opened.reboot()?;
-        }
-        Ok(())
-    });
-    if let Err(error) = done {
-        eprintln!("skerry update boot: {error:#}");
     }
-    ExitCode::SUCCESS
+}
+
+fn wake(path: &Path) -> Result<()> {
+    let settings = BoxSettings::load(path).map_err(|error| {
+        let silent = BoxHost::new(&BoxSettings::default()).start_silent(true);
+        silent.err().map_or(error, Into::into)
+    })?;
+    let host = BoxHost::new(&settings);
+    host.start_silent(true)?;
+    let opened = Opened::new(path, true).inspect_err(|_| {
+        // Without the boot partition or the disk: the journal alone says whether anything is to be done.
+        let journal = OsFolder::new(&settings.state).and_then(|state| Journal::load(&state));
+        if journal.is_ok_and(|journal| journal.is_none_or(|journal| journal.may_serve())) {
+            let _ = host.start_silent(false);
+        }
+    })?;
+    let woken = opened.updater().wake()?;
+    woken.said.iter().for_each(|line| println!("{line}"));
+    if woken.reboot {
+        opened.reboot()?;
+    }
+    Ok(())
 }
 
 /// 0 if it is. A release on trial that is not leaves word for the one that comes after it.

@@ -83,6 +83,52 @@ fn a_release_that_finds_itself_unfit_is_left_and_the_data_is_put_back() {
 }
 
 #[test]
+fn a_box_that_cannot_put_the_data_back_serves_nobody_until_it_can() {
+    let mut world = World::new(ESP);
+    world.health = Health::Unfit;
+    world.settle().unwrap();
+    world.install(bundle_of(2)).unwrap();
+    world.server.sticks.set(true);
+    let why = (0..4).find_map(|_| world.boot().err()).unwrap();
+    assert!(why.to_string().contains("read-only"), "{why}");
+    // The server starts all the same, on data that a trial has changed. What it says is safe must be.
+    let acknowledged = world.server.promised.get();
+    world.server.start();
+    world.server.send();
+    assert_eq!(world.server.promised.get(), acknowledged, "data that is still to be put back is served");
+    world.server.sticks.set(false);
+    world.settle().unwrap();
+    world.must_be_well();
+    assert_eq!(world.booted, 1);
+    assert!(world.server.promised.get() > acknowledged);
+}
+
+#[test]
+fn a_release_that_is_to_be_left_serves_nobody() {
+    let mut world = World::new(ESP);
+    world.settle().unwrap();
+    world.install(bundle_of(2)).unwrap();
+    world.booted = 2;
+    world.updater().wake().unwrap();
+    assert!(world.updater().rollback("me").unwrap());
+    assert!(world.updater().wake().unwrap().reboot);
+    assert!(world.server.silent.get());
+}
+
+#[test]
+fn a_box_that_fails_with_nothing_to_put_back_serves() {
+    let mut world = World::new(ESP);
+    world.settle().unwrap();
+    // Both copies of the partition table are gone: no update is possible, but everything else.
+    for at in [0, world.disk.size().unwrap() - 64 * 512] {
+        world.disk.write_at(at, &[0; 64 * 512]).unwrap();
+    }
+    world.server.silent.set(true);
+    world.updater().wake().unwrap_err();
+    assert!(!world.server.silent.get());
+}
+
+#[test]
 fn an_active_slot_that_is_damaged_gives_way_to_the_other() {
     let mut world = updated(Health::Good);
     let slots = world.updater().slots().unwrap();

@@ -142,6 +142,10 @@ pub(super) struct Server {
     pub(super) checkpoint: RefCell<Option<(String, Data)>>,
     pub(super) touched: Cell<bool>,
     pub(super) frozen: Cell<bool>,
+    /// It starts silent.
+    pub(super) silent: Cell<bool>,
+    /// The disk with the data cannot be written when a checkpoint is to be put back.
+    pub(super) sticks: Cell<bool>,
     pub(super) format: Cell<u32>,
     pub(super) refuses: Cell<bool>,
     /// What clients were told is safe.
@@ -156,9 +160,23 @@ impl Server {
             self.promised.set(self.promised.get() + 1);
         }
     }
+
+    /// It starts, or is killed and starts again.
+    pub(super) fn start(&self) {
+        if !self.power.is_off() {
+            self.frozen.set(self.silent.get());
+            self.touched.set(self.touched.get() || self.silent.get());
+        }
+    }
 }
 
 impl Host for Server {
+    fn start_silent(&self, silent: bool) -> io::Result<()> {
+        self.power.spend()?;
+        self.silent.set(silent);
+        Ok(())
+    }
+
     fn freeze(&self, checkpoint: &str) -> Result<(), String> {
         self.power.spend().map_err(|error| error.to_string())?;
         if self.refuses.get() {
@@ -187,6 +205,9 @@ impl Host for Server {
         let there = self.checkpoint.borrow().clone().filter(|(name, _)| name == checkpoint);
         if let Some((_, data)) = there {
             self.power.spend()?;
+            if self.sticks.get() {
+                return Err(io::Error::other("read-only"));
+            }
             self.store.set(None);
             self.power.spend()?;
             self.store.set(Some(data));
@@ -312,6 +333,8 @@ impl World {
                 checkpoint: RefCell::default(),
                 touched: Cell::default(),
                 frozen: Cell::default(),
+                silent: Cell::default(),
+                sticks: Cell::default(),
                 format: Cell::new(1),
                 refuses: Cell::default(),
                 promised: Cell::new(10),
@@ -410,7 +433,7 @@ impl World {
     /// One start of the machine: the boot loader, the kernel, the updater, the server, the gate of health. Says whether it
     /// came to rest.
     pub(super) fn boot(&mut self) -> Result<bool, Error> {
-        self.server.frozen.set(false);
+        self.server.silent.set(true);
         self.esp.unmount()?;
         let started = loader::start(&self.esp, &|from, to| self.esp.rename_at_once(from, to))?;
         self.power.check()?;
@@ -430,10 +453,9 @@ impl World {
             return Ok(false);
         }
         let data = self.server.store.get().expect("the data is gone");
+        self.power.spend()?;
+        self.server.start();
         if woken.trial {
-            self.power.spend()?;
-            self.server.frozen.set(true);
-            self.server.touched.set(true);
             self.server.store.set(Some(Data { changed_by: number, ..data }));
         }
         self.server.send();
