@@ -7,6 +7,7 @@
 mod files;
 mod machine;
 mod menu;
+mod names;
 mod orders;
 mod papers;
 mod provision;
@@ -19,6 +20,7 @@ mod wizard;
 
 use std::fs::File;
 use std::io::{BufReader, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -39,6 +41,9 @@ pub(crate) struct ConsoleArgs {
     /// Renew the server's certificate if it is due, and end.
     #[arg(long, conflicts_with = "emergency")]
     renew: bool,
+    /// Write down whom the server asks for the site's names, and end.
+    #[arg(long, conflicts_with_all = ["orders", "renew", "emergency"])]
+    names: bool,
     /// Say what failed, wait for half a minute, and end.
     #[arg(long)]
     emergency: bool,
@@ -53,6 +58,10 @@ pub(crate) fn run(args: &ConsoleArgs) -> Result<ExitCode> {
             if steps::renew(&layout, &mut machine)? {
                 println!("skerry: the server has a new certificate");
             }
+        }
+        ConsoleArgs { names: true, .. } => {
+            let servers = names::write(Path::new(names::STATE), Path::new(names::RESOLV_CONF))?;
+            println!("skerry: name servers: {servers}");
         }
         ConsoleArgs { emergency: true, .. } => emergency(&mut machine),
         _ => converse(&layout, &mut machine)?,
