@@ -106,7 +106,7 @@ impl Opened {
     fn new(path: &Path, write: bool) -> Result<Self> {
         let settings = BoxSettings::load(path)?;
         let (booted, factory) = settings.running()?;
-        let disk = settings.disk(&booted)?;
+        let disk = settings.disk()?;
         let trust = crate::bundle::believed(&settings.trust)
             .with_context(|| format!("{}: the root document of this box", settings.trust.display()))?;
         let updater = Settings {

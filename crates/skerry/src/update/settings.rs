@@ -1,6 +1,7 @@
 //! Where things are on a box: the section `[update]` of `appliance.toml`. All of it has the box's own places as defaults, and
 //! can be set otherwise, so that a test runs everything against files.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +10,7 @@ use bundle::{Arch, Digest, PublicKey, Store};
 use figment::Figment;
 use figment::providers::{Format as _, Toml};
 use serde::Deserialize;
-use updater::{Booted, FileDisk, Release, Site, Table, ids};
+use updater::{Booted, Release, Site};
 
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -109,23 +110,27 @@ impl BoxSettings {
         Ok((Booted { version, root_hash }, release))
     }
 
-    /// The disk with the slots.
-    pub(super) fn disk(&self, booted: &Booted) -> Result<PathBuf> {
-        if let Some(disk) = &self.disk {
-            return Ok(disk.clone());
+    /// The disk with the slots: the one that the running root is on. Another disk may have the same partitions (a clone, the
+    /// stick that the image was written from).
+    pub(super) fn disk(&self) -> Result<PathBuf> {
+        match &self.disk {
+            Some(disk) => Ok(disk.clone()),
+            None => disk_of_root(Path::new("/sys"))
+                .map(|name| Path::new("/dev").join(name))
+                .context("no disk has the system that runs: name it in the settings"),
         }
-        let hash =
-            booted.root_hash.context("the kernel's command line has no roothash: name the disk in the settings")?;
-        let [root, _] = ids(&hash);
-        for entry in fs::read_dir("/sys/block").context("/sys/block")? {
-            let path = Path::new("/dev").join(entry?.file_name());
-            let table = FileDisk::open(&path, false).ok().and_then(|disk| Table::read(&disk).ok());
-            if table.is_some_and(|table| table.partitions().iter().any(|partition| partition.id == root)) {
-                return Ok(path);
-            }
-        }
-        bail!("no disk has a partition {root}, which this system was started from")
     }
+}
+
+/// The name of the disk below the verified root, which skerry-init calls `root`.
+fn disk_of_root(sys: &Path) -> Option<OsString> {
+    let mut devices = fs::read_dir(sys.join("block")).ok()?.flatten().map(|entry| entry.path());
+    let is_root = |path: &PathBuf| fs::read_to_string(path.join("dm/name")).is_ok_and(|name| name.trim() == "root");
+    let root = devices.find(is_root)?;
+    let partition = fs::read_dir(root.join("slaves")).ok()?.flatten().next()?.file_name();
+    // A partition's folder lies in its disk's.
+    let folder = fs::canonicalize(sys.join("class/block").join(partition)).ok()?;
+    Some(folder.parent()?.file_name()?.to_owned())
 }
 
 pub(super) fn arch() -> Result<Arch> {
@@ -138,6 +143,8 @@ fn read(path: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
@@ -145,6 +152,27 @@ mod tests {
         let delivered = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../appliance/appliance.toml");
         assert!(delivered.exists());
         assert_eq!(BoxSettings::load(&delivered).unwrap(), BoxSettings::default());
+    }
+
+    #[test]
+    fn the_disk_is_the_one_below_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let sys = dir.path();
+        assert_eq!(disk_of_root(sys), None);
+        for (disk, partition) in [("sda", "sda2"), ("nvme0n1", "nvme0n1p2"), ("nvme0n1", "nvme0n1p3")] {
+            fs::create_dir_all(sys.join("devices").join(disk).join(partition)).unwrap();
+            fs::create_dir_all(sys.join("class/block")).unwrap();
+            symlink(sys.join("devices").join(disk).join(partition), sys.join("class/block").join(partition)).unwrap();
+        }
+        for (device, name, below) in
+            [("dm-0", "var", "sda2"), ("dm-1", "root", "nvme0n1p2"), ("dm-1", "root", "nvme0n1p3")]
+        {
+            let device = sys.join("block").join(device);
+            fs::create_dir_all(device.join("dm")).unwrap();
+            fs::write(device.join("dm/name"), format!("{name}\n")).unwrap();
+            fs::create_dir_all(device.join("slaves").join(below)).unwrap();
+        }
+        assert_eq!(disk_of_root(sys), Some("nvme0n1".into()));
     }
 
     #[test]
