@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow};
 use bundle::{Arch, Digest, PublicKey, Store};
 use figment::Figment;
 use figment::providers::{Format as _, Toml};
