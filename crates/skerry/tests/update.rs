@@ -277,6 +277,12 @@ fn what_was_acknowledged_survives_a_release_that_is_left() {
     assert_eq!(machine.entries(), ["skerry_1.1.0.efi", "skerry_1.2.0+3.efi"]);
     assert_eq!((&machine.status()["state"], &machine.status()["needs"]), (&"armed".into(), &"restart".into()));
 
+    // A server that dies now and is started again serves nobody either.
+    machine.kill();
+    let address = machine.start();
+    assert!(get(&address, "/_matrix/client/v3/login").starts_with("HTTP/1.1 503"));
+    assert!(!machine.user("late"), "an account after the checkpoint");
+
     // The new release comes up, on trial: clients wait, it writes, and then it dies as often as it may.
     machine.kill();
     machine.runs(2);

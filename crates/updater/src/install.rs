@@ -139,16 +139,39 @@ impl Updater<'_> {
         report(Step::Arm, 0, 1);
         let checkpoint = checkpoint_name(journal.attempts, &journal.running.version, &to.version);
         self.host.clear()?;
-        self.host.freeze(&checkpoint).map_err(Error::Host)?;
+        self.hold_still(&checkpoint)?;
         if let Err(error) = self.switch(&mut journal, to, checkpoint.clone()) {
             // The next boot sorts it out if this cannot.
             let reason = Reason::Unfit { what: error.to_string() };
-            self.fall_back(&mut journal, Some(checkpoint), reason)?;
-            self.host.thaw().map_err(Error::Host)?;
-            return Err(error);
+            return Err(match self.take_back(&mut journal, checkpoint, reason)? {
+                true => Error::Not(format!("{error} Restart the box: until then clients wait.")),
+                false => error,
+            });
         }
         report(Step::Arm, 1, 1);
         Ok(())
+    }
+
+    /// From the checkpoint on, nobody is told that anything is safe: neither by the server that runs nor by one that is
+    /// started in its place.
+    fn hold_still(&self, checkpoint: &str) -> Result<(), Error> {
+        self.host.start_silent(!self.starts_open())?;
+        if let Err(why) = self.host.freeze(checkpoint) {
+            self.serve_again()?;
+            return Err(Error::Host(why));
+        }
+        Ok(())
+    }
+
+    #[cfg(test)]
+    fn starts_open(&self) -> bool {
+        self.planted(Bug::StartsOpen)
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, reason = "its other half is for tests")]
+    fn starts_open(&self) -> bool {
+        false
     }
 
     /// The server is silent, the checkpoint is there: the rename that counts.

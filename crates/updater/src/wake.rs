@@ -116,7 +116,7 @@ impl Updater<'_> {
         };
         if on_trial {
             self.commit_release(&mut journal)?;
-            self.host.thaw().map_err(Error::Host)?;
+            self.serve_again()?;
             self.tidy()?;
         }
         if journal.running.version == self.booted.version {
@@ -141,9 +141,7 @@ impl Updater<'_> {
                 Ok(false)
             }
             State::Armed { checkpoint, .. } if journal.running.version == self.booted.version => {
-                self.fall_back(&mut journal, Some(checkpoint), asked)?;
-                self.host.thaw().map_err(Error::Host)?;
-                Ok(false)
+                self.take_back(&mut journal, checkpoint, asked)
             }
             State::Armed { to, checkpoint } | State::Trial { to, checkpoint } => {
                 self.leave(&mut journal, to, Some(checkpoint), asked)?;
@@ -222,6 +220,25 @@ impl Updater<'_> {
         let text = format!("release {} stays; the floor is {}", to.version, journal.floor);
         journal.other = Some(std::mem::replace(&mut journal.running, to));
         self.step(journal, Event::Committed, &text)
+    }
+
+    /// Takes back what is armed while the release that runs goes on. Says whether the box has to boot for it: if a silent
+    /// server was started meanwhile, its data is put back with no server over it.
+    pub(crate) fn take_back(&self, journal: &mut Journal, checkpoint: String, reason: Reason) -> Result<bool, Error> {
+        if self.host.touched()? {
+            let Some(from) = journal.state.release().cloned() else { return Ok(false) };
+            self.leave(journal, from, Some(checkpoint), reason)?;
+            return Ok(true);
+        }
+        self.fall_back(journal, None, reason)?;
+        self.serve_again()?;
+        Ok(false)
+    }
+
+    /// Clients are served again, also by a server that is started anew. The journal says already that nothing is to be put back.
+    pub(crate) fn serve_again(&self) -> Result<(), Error> {
+        self.host.start_silent(false)?;
+        self.host.thaw().map_err(Error::Host)
     }
 
     /// Writes down that a release is left, puts the data back, and throws away what made the release bootable.

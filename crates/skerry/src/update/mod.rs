@@ -175,7 +175,6 @@ pub(crate) fn run(args: UpdateArgs) -> Result<ExitCode> {
         Verb::Commit => {
             let opened = open()?;
             let kept = opened.updater().commit()?;
-            opened.host.start_silent(false)?;
             let (word, text) =
                 if kept { ("kept", "The new release stays.") } else { ("nothing", "No release was on trial.") };
             say(args.json, word, text);

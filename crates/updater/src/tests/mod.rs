@@ -24,4 +24,6 @@ pub(crate) enum Bug {
     SwitchBeforeJournal,
     /// Falls back without putting the data back.
     NoRestore,
+    /// Lets a server that is started after the checkpoint serve.
+    StartsOpen,
 }

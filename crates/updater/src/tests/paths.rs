@@ -104,6 +104,29 @@ fn a_box_that_cannot_put_the_data_back_serves_nobody_until_it_can() {
 }
 
 #[test]
+fn a_server_that_dies_behind_the_checkpoint_serves_nobody_before_the_start() {
+    for health in [Health::Good, Health::Unfit] {
+        let mut world = World::new(ESP);
+        (world.health, world.killed) = (health, true);
+        world.settle().unwrap();
+        world.install(bundle_of(2)).unwrap();
+        assert!(world.server.frozen.get());
+        world.settle().unwrap();
+        world.must_be_well();
+    }
+    // Taken back: the data is put back with no server over it.
+    let mut world = World::new(ESP);
+    world.killed = true;
+    world.settle().unwrap();
+    world.install(bundle_of(2)).unwrap();
+    assert!(world.updater().rollback("me").unwrap(), "a start is needed");
+    assert!(world.server.checkpoint.borrow().is_some() && world.server.frozen.get());
+    world.settle().unwrap();
+    world.must_be_well();
+    assert_eq!((world.booted, world.entry_names()), (1, vec!["skerry_1.1.0.efi".to_owned()]));
+}
+
+#[test]
 fn a_release_that_is_to_be_left_serves_nobody() {
     let mut world = World::new(ESP);
     world.settle().unwrap();

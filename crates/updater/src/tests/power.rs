@@ -21,6 +21,10 @@ enum Path {
     Back,
     /// Installs, thinks again before the restart, and goes on.
     Undo,
+    /// Installs release 2, which is of this health; before the restart the server is killed.
+    Killed(Health),
+    /// Thinks again after the server was killed.
+    KilledUndo,
 }
 
 /// A box before the path.
@@ -31,6 +35,10 @@ fn before(path: Path) -> World {
         Path::Second(_) => world.install(bundle_of(2)).unwrap(),
         Path::Back => world.install(&Recipe { security_version: 1, ..Recipe::new(2) }.bundle()).unwrap(),
         Path::Update(_) | Path::Undo => return world,
+        Path::Killed(_) | Path::KilledUndo => {
+            world.killed = true;
+            return world;
+        }
     }
     world.settle().unwrap();
     assert_eq!(world.booted, 2);
@@ -40,7 +48,7 @@ fn before(path: Path) -> World {
 /// Walks the path as far as the power lasts.
 fn walk(world: &mut World, path: Path) -> Result<(), crate::updater::Error> {
     match path {
-        Path::Update(health) => {
+        Path::Update(health) | Path::Killed(health) => {
             world.health = health;
             world.install(bundle_of(2))?;
         }
@@ -51,7 +59,7 @@ fn walk(world: &mut World, path: Path) -> Result<(), crate::updater::Error> {
         Path::Back => {
             world.updater().rollback("me")?;
         }
-        Path::Undo => {
+        Path::Undo | Path::KilledUndo => {
             world.install(bundle_of(2))?;
             world.updater().rollback("me")?;
         }
@@ -166,6 +174,14 @@ fn a_cut_anywhere_while_somebody_goes_back() {
     println!("{count} cuts");
 }
 
+#[test]
+fn a_cut_anywhere_while_the_server_dies_too() {
+    // What is the same without it was cut everywhere already.
+    let paths = [Path::Killed(Health::Good), Path::Killed(Health::Unfit), Path::KilledUndo];
+    let count: usize = paths.into_iter().map(|path| every_cut(path, |_| {}, 2)).sum();
+    println!("{count} cuts");
+}
+
 /// Whether the cuts of a path notice a bug.
 fn noticed(path: Path, plant: fn(&mut World)) -> bool {
     let hook = std::panic::take_hook();
@@ -193,6 +209,7 @@ fn bugs_that_are_planted_are_noticed() {
     assert!(noticed(Path::Second(Health::Good), |world| world.planted = Some(Bug::KeepOldEntry)));
     assert!(noticed(update, |world| world.planted = Some(Bug::SwitchBeforeJournal)));
     assert!(noticed(Path::Update(Health::Unfit), |world| world.planted = Some(Bug::NoRestore)));
+    assert!(noticed(Path::Killed(Health::Unfit), |world| world.planted = Some(Bug::StartsOpen)));
 }
 
 #[test]

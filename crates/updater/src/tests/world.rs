@@ -242,6 +242,8 @@ pub(super) struct World {
     pub(super) keep_tries: u32,
     pub(super) now_s: u64,
     pub(super) site: Option<crate::updater::Site>,
+    /// The server is killed behind the checkpoint of an installation, and starts again.
+    pub(super) killed: bool,
     /// Somebody was told that a release is armed.
     pub(super) told: Cell<bool>,
     esp_at: u64,
@@ -350,6 +352,7 @@ impl World {
             keep_tries: 3,
             now_s: 1_800_000_000,
             site: None,
+            killed: false,
             told: Cell::default(),
             esp_at,
             esp_bytes,
@@ -411,6 +414,9 @@ impl World {
         if !self.second_approval {
             updater.arm(true, &mut |_, _, _| {})?;
             self.told.set(true);
+        }
+        if self.killed {
+            self.server.start();
         }
         self.server.send();
         Ok(())
