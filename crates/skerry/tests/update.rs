@@ -405,3 +405,22 @@ fn a_start_without_the_boot_partition_serves_only_where_nothing_is_left_to_do() 
     fs::write(machine.at().join("update/state.json"), "torn").unwrap();
     assert_eq!(boot("state.json"), "SKERRY_TRIAL=1\n");
 }
+
+/// Consoles, a stick and the units may all start the updater.
+#[test]
+fn only_one_changes_the_box_at_a_time() {
+    let machine = Machine::new();
+    let file = machine.bundle(2);
+    machine.update("boot");
+    let other = fs::File::options().append(true).open(machine.at().join("update/lock")).unwrap();
+    other.lock().unwrap();
+    for verb in [format!("install {file} --no-reboot"), "rollback".into(), "approve 1.2.0 --by me".into()] {
+        let said = machine.skerry(&format!("update --box box.toml {verb}"));
+        assert!(!said.status.success() && text(&said).contains("elsewhere"), "{verb}: {}", text(&said));
+    }
+    assert_eq!((&machine.status()["state"], machine.entries().len()), (&"idle".into(), 1));
+    machine.update(&format!("plan {file}"));
+    other.unlock().unwrap();
+    machine.update(&format!("install {file} --no-reboot"));
+    assert_eq!(machine.status()["state"], "armed");
+}

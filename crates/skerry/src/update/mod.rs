@@ -8,7 +8,7 @@ mod host;
 mod settings;
 mod show;
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -100,10 +100,21 @@ struct Opened {
     esp: OsFolder,
     state: OsFolder,
     host: BoxHost,
+    /// Held as long as this is there.
+    _only: Option<File>,
+}
+
+/// What a verb wants of the box.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Look,
+    Change,
+    /// Once nobody else does.
+    ChangeAfterOthers,
 }
 
 impl Opened {
-    fn new(path: &Path, write: bool) -> Result<Self> {
+    fn new(path: &Path, access: Access) -> Result<Self> {
         let settings = BoxSettings::load(path)?;
         let (booted, factory) = settings.running()?;
         let disk = settings.disk()?;
@@ -119,14 +130,17 @@ impl Opened {
             factory,
         };
         let folder = |path: PathBuf| OsFolder::new(&path).with_context(|| path.display().to_string());
+        let state = folder(settings.state.clone())?;
+        let _only = only_one(&settings.state.join("lock"), access)?;
         Ok(Self {
-            disk: FileDisk::open(&disk, write).with_context(|| disk.display().to_string())?,
+            disk: FileDisk::open(&disk, access != Access::Look).with_context(|| disk.display().to_string())?,
             esp: folder(settings.esp.join("EFI/Linux"))?,
-            state: folder(settings.state.clone())?,
+            state,
             host: BoxHost::new(&settings),
             settings,
             updater,
             booted,
+            _only,
         })
     }
 
@@ -154,9 +168,33 @@ impl Opened {
     }
 }
 
+/// Two that change one box at once would write over each other's slot and journal.
+fn only_one(path: &Path, access: Access) -> Result<Option<File>> {
+    if access == Access::Look {
+        return Ok(None);
+    }
+    let file = File::options().create(true).append(true).open(path).with_context(|| path.display().to_string())?;
+    match access {
+        Access::ChangeAfterOthers => file.lock()?,
+        _ => match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                bail!("an update is being installed or taken back elsewhere: at another console, or from a stick")
+            }
+            tried => tried?,
+        },
+    }
+    Ok(Some(file))
+}
+
 pub(crate) fn run(args: UpdateArgs) -> Result<ExitCode> {
-    let write = !matches!(args.verb, Verb::Status | Verb::Plan { .. } | Verb::History | Verb::Health);
-    let open = || Opened::new(&args.settings, write);
+    let access = match &args.verb {
+        Verb::Status | Verb::Plan { .. } | Verb::Install { dry_run: true, .. } | Verb::History | Verb::Health => {
+            Access::Look
+        }
+        Verb::Install { .. } | Verb::Approve { .. } | Verb::Rollback { .. } => Access::Change,
+        Verb::Boot | Verb::Commit => Access::ChangeAfterOthers,
+    };
+    let open = || Opened::new(&args.settings, access);
     match args.verb {
         Verb::Boot => return Ok(boot(&args.settings)),
         Verb::Health => return health(&open()?),
@@ -285,7 +323,7 @@ fn wake(path: &Path) -> Result<()> {
     })?;
     let host = BoxHost::new(&settings);
     host.start_silent(true)?;
-    let opened = Opened::new(path, true).inspect_err(|_| {
+    let opened = Opened::new(path, Access::ChangeAfterOthers).inspect_err(|_| {
         // Without the boot partition or the disk: the journal alone says whether anything is to be done.
         let journal = OsFolder::new(&settings.state).and_then(|state| Journal::load(&state));
         if journal.is_ok_and(|journal| journal.is_none_or(|journal| journal.may_serve())) {
