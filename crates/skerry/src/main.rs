@@ -10,6 +10,7 @@ mod docs;
 mod floor;
 mod update;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -115,7 +116,8 @@ fn main() -> ExitCode {
     match dispatch(Cli::parse().verb) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("skerry: {error:#}");
+            // Nobody may be there to read it.
+            let _ = writeln!(std::io::stderr(), "skerry: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -68,8 +68,19 @@ impl Layout {
         self.settings().exists()
     }
 
+    /// What this server is called.
+    pub(crate) fn server_name(&self) -> Option<String> {
+        let table: toml::Table = fs::read_to_string(self.settings()).ok()?.parse().ok()?;
+        Some(table.get("server_name")?.as_str()?.to_owned())
+    }
+
     pub(crate) fn authority(&self) -> PathBuf {
         self.config.join("tls/ca.pem")
+    }
+
+    /// The server's certificate and its key, in one file.
+    pub(crate) fn papers(&self) -> PathBuf {
+        self.config.join("tls/server.pem")
     }
 
     pub(crate) fn authority_key(&self) -> PathBuf {
@@ -80,6 +91,11 @@ impl Layout {
         self.console.join("certificate.json")
     }
 
+    /// Orders that were done.
+    pub(crate) fn orders(&self) -> PathBuf {
+        self.console.join("orders")
+    }
+
     /// The first account, until the server has it.
     pub(crate) fn first_admin(&self) -> PathBuf {
         self.console.join("first-admin.json")
@@ -87,12 +103,16 @@ impl Layout {
 
     /// Writes everything. Cut short at any point, the box is as if nothing had been written.
     pub(crate) fn write(&self, setup: &Setup, papers: &Papers, memory_mib: u64) -> Result<()> {
-        let admin = json!({ "username": setup.admin.username, "password": setup.admin.password });
-        self.secret(&self.first_admin(), &admin.to_string())?;
+        self.write_first_admin(&setup.admin)?;
         self.write_network(&setup.network)?;
         self.write_reach(setup.reach)?;
         self.write_papers(papers)?;
         self.shared(&self.settings(), &self.server_settings(setup, papers.authority.is_some(), memory_mib))
+    }
+
+    pub(crate) fn write_first_admin(&self, admin: &Admin) -> Result<()> {
+        let admin = json!({ "username": admin.username, "password": admin.password });
+        self.secret(&self.first_admin(), &admin.to_string())
     }
 
     pub(crate) fn write_network(&self, network: &Network) -> Result<()> {
@@ -103,23 +123,20 @@ impl Layout {
         let mark = self.config.join("site");
         match reach {
             Reach::Site => self.public(&mark, "The server may reach private addresses.\n"),
-            Reach::Nothing if mark.exists() => Ok(fs::remove_file(mark)?),
-            Reach::Nothing => Ok(()),
+            Reach::Nothing => self.remove(&mark),
         }
     }
 
     pub(crate) fn write_papers(&self, papers: &Papers) -> Result<()> {
-        let tls = self.config.join("tls");
         if let Some(authority) = &papers.authority {
             self.public(&self.authority(), authority)?;
         }
-        // Chain and key belong together: a server that starts in between says so, and is started again.
-        self.shared(&tls.join("server.key"), &papers.key)?;
-        self.public(&tls.join("server.pem"), &papers.chain)
+        // Chain and key belong together: in one file, power cannot part them.
+        self.shared(&self.papers(), &joined(&papers.chain, &papers.key))
     }
 
     pub(crate) fn forget_first_admin(&self) -> Result<()> {
-        fs::remove_file(self.first_admin()).context("the first account is still written down")
+        self.remove(&self.first_admin()).context("the first account is still written down")
     }
 
     pub(crate) fn read_first_admin(&self) -> Option<Admin> {
@@ -129,7 +146,7 @@ impl Layout {
     }
 
     fn server_settings(&self, setup: &Setup, has_authority: bool, memory_mib: u64) -> String {
-        let tls = self.config.join("tls");
+        let papers = quoted_path(&self.papers());
         let mut text = format!(
             "# Written by the console at the first set-up. Yours to change; see the reference of all settings.\n\
              server_name = {}\ndata_dir = {}\nmemory_budget = \"{}MiB\"\nadmin.socket = {}\n\
@@ -145,9 +162,7 @@ impl Layout {
         }
         for address in &self.listeners {
             text.push_str(&format!(
-                "\n[[listeners]]\nbind = \"{address}\"\ntrusted_proxies = []\ntls = {{ certificate = {}, key = {} }}\n",
-                quoted_path(&tls.join("server.pem")),
-                quoted_path(&tls.join("server.key")),
+                "\n[[listeners]]\nbind = \"{address}\"\ntrusted_proxies = []\ntls = {{ certificate = {papers}, key = {papers} }}\n",
             ));
         }
         text
@@ -168,8 +183,22 @@ impl Layout {
         self.replace(path, text, 0o600, None)
     }
 
+    /// What is not there is removed already.
+    pub(crate) fn remove(&self, path: &Path) -> Result<()> {
+        #[cfg(test)]
+        super::power::step();
+        match fs::remove_file(path) {
+            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+                Err(cause).with_context(|| format!("removing {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Written whole or not at all, and on the disk when this returns.
     fn replace(&self, path: &Path, text: &str, mode: u32, group: Option<u32>) -> Result<()> {
+        #[cfg(test)]
+        super::power::step();
         let at = || format!("writing {}", path.display());
         let dir = path.parent().with_context(at)?;
         if !dir.exists() {
@@ -186,6 +215,11 @@ impl Layout {
         };
         dirs::replace_with(path, text.as_bytes(), 0o600, belongs).with_context(at)
     }
+}
+
+/// A chain and its key as one file.
+pub(crate) fn joined(chain: &str, key: &str) -> String {
+    format!("{}\n{key}", chain.trim_end())
 }
 
 /// JSON's strings are TOML's, too.
@@ -274,7 +308,7 @@ mod tests {
         outcome.unwrap();
         assert_eq!((mode(&layout.config.join("tls")), mode(&layout.config.join("network"))), (0o755, 0o755));
         let of = |name: &str| mode(&layout.config.join(name));
-        assert_eq!((of("skerry.toml"), of("tls/server.key"), of("tls/ca.pem")), (0o640, 0o640, 0o644));
+        assert_eq!((of("skerry.toml"), of("tls/server.pem"), of("tls/ca.pem")), (0o640, 0o640, 0o644));
         assert_eq!((of("network/10-site.network"), mode(&layout.first_admin())), (0o644, 0o600));
         assert!(layout.read_first_admin() == Some(setup().admin));
         layout.forget_first_admin().unwrap();

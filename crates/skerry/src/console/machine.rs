@@ -1,6 +1,8 @@
 //! What the console does to the machine, behind a trait, so that its steps can be tried without one.
 
+use std::fs::File;
 use std::net::IpAddr;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -19,6 +21,10 @@ pub(crate) trait Machine {
     fn server(&mut self, method: Method, path: &str, body: Option<&Value>) -> Result<(StatusCode, Value), String>;
     /// `skerry update` with these arguments, its output where ours goes. Whether it went well.
     fn update(&mut self, args: &[&str]) -> Result<bool, String>;
+    /// The same, and what it said.
+    fn ask_update(&mut self, args: &[&str]) -> Result<(bool, String), String>;
+    /// `journalctl` with these arguments: what it says, or nothing when that goes into a file.
+    fn journal(&mut self, args: &[&str], to: Option<&File>) -> Result<String, String>;
     /// The addresses under which others find this machine.
     fn addresses(&self) -> Vec<IpAddr>;
     fn memory_mib(&self) -> u64;
@@ -51,9 +57,28 @@ impl Machine for ThisMachine {
     }
 
     fn update(&mut self, args: &[&str]) -> Result<bool, String> {
-        let own = std::env::current_exe().map_err(|cause| cause.to_string())?;
-        let status = Command::new(own).arg("update").args(args).stdin(Stdio::null()).status();
+        let status = updater(args)?.status();
         Ok(status.map_err(|cause| format!("skerry update: {cause}"))?.success())
+    }
+
+    fn ask_update(&mut self, args: &[&str]) -> Result<(bool, String), String> {
+        let out = updater(args)?.output().map_err(|cause| format!("skerry update: {cause}"))?;
+        let said = [out.stdout, out.stderr].concat();
+        Ok((out.status.success(), String::from_utf8_lossy(&said).into_owned()))
+    }
+
+    fn journal(&mut self, args: &[&str], to: Option<&File>) -> Result<String, String> {
+        let failed = |cause: &dyn std::fmt::Display| format!("journalctl: {cause}");
+        let mut journal = Command::new("journalctl");
+        journal.arg("--no-pager").args(args).stdin(Stdio::null());
+        if let Some(file) = to {
+            journal.stdout(file.try_clone().map_err(|cause| failed(&cause))?);
+        }
+        let out = journal.output().map_err(|cause| failed(&cause))?;
+        match out.status.success() {
+            true => Ok(String::from_utf8_lossy(&out.stdout).into_owned()),
+            false => Err(failed(&String::from_utf8_lossy(&out.stderr).trim())),
+        }
     }
 
     fn addresses(&self) -> Vec<IpAddr> {
@@ -88,9 +113,33 @@ impl Machine for ThisMachine {
     }
 }
 
+/// In a process group of its own: a key that is pressed here, or a line that hangs up, does not end it halfway.
+fn updater(args: &[&str]) -> Result<Command, String> {
+    let own = std::env::current_exe().map_err(|cause| cause.to_string())?;
+    let mut command = Command::new(own);
+    command.arg("update").args(args).stdin(Stdio::null()).process_group(0);
+    Ok(command)
+}
+
 fn is_for_others(address: &IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
         IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::unistd::{Pid, getpgid, getpgrp};
+
+    use super::*;
+
+    #[test]
+    fn the_updater_is_in_no_group_that_keys_and_hangups_end() {
+        // The test program itself, which waits for nobody.
+        let mut child = updater(&["--list"]).unwrap().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let group = getpgid(Some(Pid::from_raw(child.id() as i32)));
+        let status = child.wait().unwrap();
+        assert!(group.unwrap() != getpgrp(), "{status}");
     }
 }

@@ -1,5 +1,7 @@
 //! The console of a box that is set up: how it is, and the few things that are done at it.
 
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{BufRead, Write};
 use std::path::Path;
 
@@ -14,9 +16,15 @@ use super::stick::{self, Stick};
 use super::wizard::{self, Terminal};
 use super::{orders, papers, provision, steps};
 
-const MENU: &str = "\n  1 status          4 update from a stick    7 restart the machine\n  \
-                    2 new password    5 approve an update      8 switch it off\n  \
-                    3 network         6 back to the release before\n                    9 orders on a stick\n";
+const MENU: &str = "\n  1 status             6 back to the release before   11 history of updates\n  \
+                    2 new password       7 restart the machine          12 what the box says\n  \
+                    3 network            8 switch it off                13 the same onto a stick\n  \
+                    4 update from stick  9 orders on a stick\n  \
+                    5 approve an update 10 status of updates\n";
+/// What a person needs to see of the journal, and what somebody who helps them from far away may want.
+const SAYS: [&str; 5] = ["--boot", "--unit=skerry*", "--unit=nftables.service", "--lines=200", "--output=short-iso"];
+const SAYS_ALL: [&str; 2] = ["--lines=200000", "--output=short-iso"];
+const LOG: &str = "skerry-log.txt";
 
 /// Shows the status, and does what is chosen, until nobody is there any more.
 pub(crate) fn run<R: BufRead, W: Write>(
@@ -52,15 +60,14 @@ fn choose<R: BufRead, W: Write>(
         },
         "7" => power("reboot", terminal, machine),
         "8" => power("poweroff", terminal, machine),
-        "9" => {
-            let mut said = Vec::new();
-            let found = orders::look(layout, machine, &mut |line| said.push(line.to_owned()));
-            said.iter().try_for_each(|line| terminal.say(&format!("  {line}")))?;
-            if !found? {
-                terminal.say("  no stick with an order is there")?;
-            }
-            Ok(())
+        "9" => on_sticks(terminal, layout, machine),
+        "10" => shown(&["status"], terminal, machine),
+        "11" => shown(&["history"], terminal, machine),
+        "12" => {
+            let said = machine.journal(&SAYS, None).map_err(anyhow::Error::msg)?;
+            terminal.pages(&said)
         }
+        "13" => onto_stick(terminal, machine),
         other => terminal.say(&format!("  there is no {other:?}")),
     }
 }
@@ -71,26 +78,80 @@ pub(crate) fn status<R: BufRead, W: Write>(
     layout: &Layout,
     machine: &mut impl Machine,
 ) -> Result<()> {
-    let settings = std::fs::read_to_string(layout.settings()).unwrap_or_default();
-    let value = |key: &str| {
-        let line = settings.lines().find_map(|line| line.strip_prefix(key)?.trim_start().strip_prefix('='));
-        line.map_or_else(|| "?".to_owned(), |value| value.trim().trim_matches('"').to_owned())
-    };
+    let settings: toml::Table =
+        std::fs::read_to_string(layout.settings()).ok().and_then(|text| text.parse().ok()).unwrap_or_default();
+    let text = |value: Option<&toml::Value>| value.and_then(toml::Value::as_str).unwrap_or("?").to_owned();
+    let url = text(settings.get("well_known").and_then(|section| section.get("client_base_url")));
     let addresses: Vec<String> = machine.addresses().iter().map(ToString::to_string).collect();
     let addresses = if addresses.is_empty() { "none".to_owned() } else { addresses.join(", ") };
-    let health = match machine.server(Method::GET, "/health", None) {
-        Ok((status, _)) if status.is_success() => "serves".to_owned(),
-        Ok((_, answer)) => format!("is not well: {}", short(&answer)),
-        Err(_) => format!("does not answer ({})", unit(machine)),
-    };
+    let health = health(machine);
     let print = std::fs::read_to_string(layout.authority()).ok().and_then(|pem| papers::fingerprint(&pem));
-    let url = value("well_known.client_base_url");
-    terminal.say(&format!("\n  {}  {url}", value("server_name")))?;
+    terminal.say(&format!("\n  {}  {url}", text(settings.get("server_name"))))?;
     terminal.say(&format!("  release {}, server {health}", release(Path::new("/etc/os-release"))))?;
     terminal.say(&format!("  addresses {addresses}"))?;
     if let Some(print) = print {
         terminal.say(&format!("  devices trust {url}/ca.crt SHA-256\n  {print}"))?;
     }
+    let (_, updates) = machine.ask_update(&["status"]).unwrap_or_else(|why| (false, why));
+    updates.lines().filter(|line| !line.is_empty()).try_for_each(|line| terminal.say(&format!("  {line}")))
+}
+
+fn health(machine: &mut impl Machine) -> String {
+    match machine.server(Method::GET, "/health", None) {
+        Ok((status, answer)) if status.is_success() && answer["maintenance"] == true => {
+            "holds still for an update; clients wait".to_owned()
+        }
+        Ok((status, _)) if status.is_success() => "serves".to_owned(),
+        Ok((_, answer)) => format!("is not well: {}", short(&answer)),
+        Err(_) => format!("does not answer ({}); see what the box says", unit(machine)),
+    }
+}
+
+/// Orders on sticks, done or refused before somebody's eyes.
+fn on_sticks<R: BufRead, W: Write>(
+    terminal: &mut Terminal<R, W>,
+    layout: &Layout,
+    machine: &mut impl Machine,
+) -> Result<()> {
+    let mut say = |line: &str| {
+        // It goes on without anybody who looks.
+        let _ = terminal.say(&format!("  {line}"));
+    };
+    match orders::look(layout, machine, &mut BTreeSet::new(), &mut say) {
+        true => Ok(()),
+        false => terminal.say("  no stick with an order is there"),
+    }
+}
+
+/// What the updater says, a page at a time.
+fn shown<R: BufRead, W: Write>(args: &[&str], terminal: &mut Terminal<R, W>, machine: &mut impl Machine) -> Result<()> {
+    let (good, said) = machine.ask_update(args).map_err(anyhow::Error::msg)?;
+    terminal.pages(&said)?;
+    if good { Ok(()) } else { anyhow::bail!("that did not go well; see above") }
+}
+
+/// The journal of all starts, and where updates stand, for somebody elsewhere.
+fn onto_stick<R: BufRead, W: Write>(terminal: &mut Terminal<R, W>, machine: &mut impl Machine) -> Result<()> {
+    for name in stick::candidates(Path::new("/sys")) {
+        let Ok(stick) = Stick::open(&name) else { continue };
+        let device = stick.name();
+        match stick.fill(LOG, |file| everything(file, machine)) {
+            Ok(()) => {
+                return terminal.say(&format!("  {LOG} is on {device}. It says who was here and when: keep it safe."));
+            }
+            Err(why) => terminal.say(&format!("  {device}: {why:#}"))?,
+        }
+    }
+    terminal.say("  no stick that can be written to is there: it has to be FAT or exFAT")
+}
+
+fn everything(mut file: &File, machine: &mut impl Machine) -> Result<()> {
+    for verb in ["status", "history"] {
+        let (_, said) = machine.ask_update(&[verb]).unwrap_or_else(|why| (false, why));
+        writeln!(file, "==== skerry update {verb}\n{said}")?;
+    }
+    writeln!(file, "==== journal")?;
+    machine.journal(&SAYS_ALL, Some(file)).map_err(anyhow::Error::msg)?;
     Ok(())
 }
 
@@ -230,6 +291,40 @@ mod tests {
         }
         machine.server_in = 1;
         assert!(talk("", &mut machine).contains("does not answer"));
+        let mut holding = Fake { maintenance: true, ..Fake::default() };
+        assert!(talk("", &mut holding).contains("server holds still for an update; clients wait"));
+    }
+
+    #[test]
+    fn it_says_how_the_last_update_went() {
+        let said = "state  nothing is going on\nlast failure  the server does not answer\nHISTORY CHANGED  line 3\n";
+        let mut machine = Fake { said, ..Fake::default() };
+        let shown = talk("", &mut machine);
+        assert!(shown.contains("  last failure  the server does not answer\n  HISTORY CHANGED  line 3\n"), "{shown}");
+        assert!(machine.calls.contains(&"update status".to_owned()));
+    }
+
+    #[test]
+    fn what_the_box_says_is_read_page_by_page() {
+        let said: &str = (0..50).map(|line| format!("line {line}\n")).collect::<String>().leak();
+        let mut machine = Fake { said, update_goes_well: false, ..Fake::default() };
+        let shown = talk("12\n\nq\n11\n\n\n1\n", &mut machine);
+        assert!(machine.calls.iter().any(|call| call.starts_with("journalctl --boot --unit=skerry* ")));
+        let after = shown.split("  13 the same onto a stick").nth(1).unwrap();
+        assert!(after.contains("line 0\n") && after.contains("line 39\n") && !after.contains("line 40\n"), "{after}");
+        let history = shown.split("  13 the same onto a stick").nth(2).unwrap();
+        assert!(history.contains("line 49\n") && history.contains("did not go well"), "{history}");
+        let shown = talk("10\n", &mut Fake { said: "state  armed\n", ..Fake::default() });
+        assert!(shown.contains("state  armed\n"), "{shown}");
+    }
+
+    #[test]
+    fn everything_is_written_for_somebody_elsewhere() {
+        let mut machine = Fake { said: "said\n", ..Fake::default() };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        everything(file.as_file(), &mut machine).unwrap();
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        assert_eq!(text, "==== skerry update status\nsaid\n\n==== skerry update history\nsaid\n\n==== journal\nsaid\n");
     }
 
     #[test]
@@ -240,7 +335,7 @@ mod tests {
             &mut machine,
         );
         let calls: Vec<&str> =
-            machine.calls.iter().map(String::as_str).filter(|call| !call.contains("/health")).collect();
+            machine.calls.iter().map(String::as_str).skip(2).filter(|call| !call.contains("/health")).collect();
         let password = "POST /users/admin/password {\"log_out\":true,\"password\":\"battery staple\"}";
         assert_eq!(
             calls,

@@ -6,10 +6,13 @@
 
 mod files;
 mod machine;
+mod memory;
 mod menu;
 mod names;
 mod orders;
 mod papers;
+#[cfg(test)]
+mod power;
 mod provision;
 #[cfg(test)]
 mod served_tests;
@@ -18,6 +21,7 @@ mod steps;
 mod stick;
 mod wizard;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufReader, Write as _};
 use std::path::Path;
@@ -56,7 +60,7 @@ pub(crate) fn run(args: &ConsoleArgs) -> Result<ExitCode> {
         ConsoleArgs { orders: true, .. } => orders(&layout, &mut machine)?,
         ConsoleArgs { renew: true, .. } => {
             if steps::renew(&layout, &mut machine)? {
-                println!("skerry: the server has a new certificate");
+                say("the server has a new certificate");
             }
         }
         ConsoleArgs { names: true, .. } => {
@@ -69,32 +73,38 @@ pub(crate) fn run(args: &ConsoleArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Sticks show up some seconds after the kernel.
+/// Sticks show up some seconds after the kernel. What goes wrong with one keeps nothing else from being done.
 fn orders(layout: &Layout, machine: &mut ThisMachine) -> Result<()> {
     const ROUNDS: u32 = 16;
-    steps::finish(layout, machine)?;
     let _only = only_one()?;
+    let mut seen = BTreeSet::new();
     for _ in 0..ROUNDS {
-        if orders::look(layout, machine, &mut |line| println!("skerry: {line}"))? {
-            return Ok(());
-        }
+        orders::look(layout, machine, &mut seen, &mut |line| say(line));
         machine.pause();
     }
-    Ok(())
+    // A first account that is still to be opened, whether or not the stick is still in.
+    steps::finish(layout, machine)
+}
+
+/// To a console that may be gone.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "skerry: {line}");
 }
 
 /// No shell stands behind this: what can be done is to look, and to try again.
 fn emergency(machine: &mut ThisMachine) {
     const TIME_TO_READ: Duration = Duration::from_secs(30);
     let failed = machine.systemctl(&["--failed", "--no-legend", "--plain", "--no-pager"]);
-    println!("skerry: this box did not start. What failed:\n{}", failed.unwrap_or_else(|why| why));
-    println!("skerry: it restarts in {} seconds", TIME_TO_READ.as_secs());
+    say(&format!("this box did not start. What failed:\n{}", failed.unwrap_or_else(|why| why)));
+    say(&format!("it restarts in {} seconds", TIME_TO_READ.as_secs()));
     std::thread::sleep(TIME_TO_READ);
 }
 
 fn converse(layout: &Layout, machine: &mut ThisMachine) -> Result<()> {
     let (input, output) = (BufReader::new(std::io::stdin()), std::io::stdout());
     let mut terminal = Terminal { input, output, echo };
+    // No key ends this: an install that is under way would go on without anybody who sees it.
+    set_line(LocalFlags::ISIG, false);
     terminal.say(&format!("\nSkerry {}", env!("CARGO_PKG_VERSION")))?;
     while !layout.is_set_up() {
         terminal.line("\nThis box is not set up yet. Press Enter to begin. ")?;
@@ -128,11 +138,26 @@ fn only_one() -> Result<Flock<File>> {
         .map_err(|_| anyhow::Error::msg("this box is being set up elsewhere: at another console, or from a stick"))
 }
 
-/// On a line that is no terminal there is nothing to turn off.
 fn echo(on: bool) {
+    set_line(LocalFlags::ECHO, on);
+}
+
+/// On a line that is no terminal there is nothing to turn on or off.
+fn set_line(flag: LocalFlags, on: bool) {
     let terminal = std::io::stdin();
     let Ok(mut settings) = tcgetattr(&terminal) else { return };
-    settings.local_flags.set(LocalFlags::ECHO, on);
+    settings.local_flags.set(flag, on);
     let _ = std::io::stdout().flush();
     let _ = tcsetattr(&terminal, SetArg::TCSANOW, &settings);
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_console_comes_back_however_often_it_ends() {
+        let unit = include_str!("../../../../systemd/skerry-console@.service");
+        for line in ["Restart=always", "StartLimitIntervalSec=0", "KillMode=process"] {
+            assert!(unit.lines().any(|other| other == line), "{line}");
+        }
+    }
 }

@@ -78,7 +78,7 @@ struct UpdateTable {
 /// # Errors
 /// The first thing that is wrong with it, with the key's name.
 pub(crate) fn parse(text: &str, beside: Beside<'_>) -> Result<Orders, String> {
-    let file: File = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+    let file: File = toml::from_str(text).map_err(|error| complaint(&error, text))?;
     let update = file.update.as_ref().map(|table| plain_name(&table.file)).transpose().map_err(at("update.file"))?;
     let setup = match &file.server_name {
         Some(name) => Some(file.setup(name, beside)?),
@@ -91,6 +91,23 @@ pub(crate) fn parse(text: &str, beside: Beside<'_>) -> Result<Orders, String> {
         return Err("nothing is ordered: no `server_name`, `[certificate]` or `[update]` is there".to_owned());
     }
     Ok(Orders { setup, certificate, update })
+}
+
+/// What is wrong and in which line, and nothing of what is written there: it may be a password, and what is said here is
+/// seen on the console, kept in the journal, and left on the stick.
+fn complaint(error: &toml::de::Error, text: &str) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let line = before.map_or_else(String::new, |before| format!("line {}: ", before.matches('\n').count() + 1));
+    let message: Vec<&str> = error.message().lines().map(str::trim).collect();
+    format!("{line}{}", without_values(&message.join("; ")))
+}
+
+/// Messages about types name the value that was found.
+pub(crate) fn without_values(message: &str) -> String {
+    let names_it = message.starts_with("invalid type: ") || message.starts_with("invalid value: ");
+    let Some((begin, rest)) = message.split_once(['`', '"']).filter(|_| names_it) else { return message.to_owned() };
+    let expected = rest.rsplit_once(", expected ").map_or("something else", |(_, expected)| expected);
+    format!("{}, expected {expected}", begin.trim_end())
 }
 
 fn at(key: &'static str) -> impl Fn(String) -> String {
@@ -233,6 +250,32 @@ mod tests {
             ("root", "Root", "admin.username: "),
         ] {
             check(&WHOLE.replace(from, to), key);
+        }
+    }
+
+    #[test]
+    fn a_mistake_does_not_repeat_what_is_written_there() {
+        let rest = SHORT.replace("admin.password = \"correct horse\"\n", "");
+        for (line, says) in [
+            ("admin.password = \"hunter2hunter2\nx = \"1\"", "line 3: "),
+            ("admin.pasword = \"hunter2hunter2\"", "unknown field `pasword`"),
+            ("admin = \"hunter2hunter2\"", "expected struct AdminTable"),
+            ("admin.password = hunter2hunter2", "line 3: "),
+            ("admin.password \"hunter2hunter2\"", "line 3: "),
+            ("admin.password = [\"hunter2hunter2\", \"\\\", expected a hunter2\"]", "expected a string"),
+            ("admin.password = 1112223334", "expected a string"),
+            ("admin.password = \"a\"\nadmin.password = \"hunter2\"", "duplicate key"),
+            ("network.gateway = \"hunter2\"\nnetwork.gateway = 1", "duplicate key"),
+            ("admin.password = 'hunter2\\'hunter2'", "line 3: "),
+        ] {
+            let why = read(&format!("{rest}{line}\n")).unwrap_err();
+            assert!(why.contains(says) && !why.contains("hunter2") && !why.contains("1112223334"), "{line}\n=> {why}");
+        }
+        for (message, rest) in [
+            ("invalid type: string \"a, expected \", expected a map", "invalid type: string, expected a map"),
+            ("expected `,`", "expected `,`"),
+        ] {
+            assert_eq!(without_values(message), rest);
         }
     }
 

@@ -50,6 +50,14 @@ impl Machine for Served {
         Err("there is nothing to update".to_owned())
     }
 
+    fn ask_update(&mut self, _args: &[&str]) -> Result<(bool, String), String> {
+        Err("there is nothing to update".to_owned())
+    }
+
+    fn journal(&mut self, _args: &[&str], _to: Option<&std::fs::File>) -> Result<String, String> {
+        Err("there is no journal".to_owned())
+    }
+
     fn addresses(&self) -> Vec<IpAddr> {
         vec!["10.0.2.15".parse().unwrap()]
     }

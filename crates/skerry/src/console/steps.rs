@@ -3,6 +3,7 @@
 //! Lives here: the order of the steps, over `Machine`. Not here: where answers come from (wizard.rs, provision.rs).
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use homeserver::config::Tls;
@@ -10,7 +11,7 @@ use homeserver::http::listener::Certificate as Loaded;
 use http::{Method, StatusCode};
 use serde_json::json;
 
-use super::files::{Layout, Papers};
+use super::files::{Layout, Papers, joined};
 use super::machine::Machine;
 use super::papers::{Authority, Purpose, fingerprint, is_private};
 use super::setup::{Admin, Certificate, Network, Setup};
@@ -44,13 +45,19 @@ pub(crate) fn set_up(setup: &Setup, layout: &Layout, machine: &mut impl Machine)
     layout.write(setup, &papers, machine.memory_mib())?;
     start(layout, machine)?;
     finish(layout, machine)?;
-    let fingerprint = papers.authority.as_deref().and_then(fingerprint);
-    Ok(Done { url: setup.url(), username: setup.admin.username.clone(), fingerprint })
+    Ok(done(setup, layout))
 }
 
-/// Opens the first account as soon as the server answers. Does nothing when that was done.
+pub(crate) fn done(setup: &Setup, layout: &Layout) -> Done {
+    let authority = fs::read_to_string(layout.authority()).ok();
+    let fingerprint = authority.as_deref().and_then(fingerprint);
+    Done { url: setup.url(), username: setup.admin.username.clone(), fingerprint }
+}
+
+/// Opens the first account as soon as the server answers. Does nothing when that was done, and nothing to a set-up that was
+/// cut before the server had settings: that one is begun anew.
 pub(crate) fn finish(layout: &Layout, machine: &mut impl Machine) -> Result<()> {
-    let Some(admin) = layout.read_first_admin() else { return Ok(()) };
+    let Some(admin) = layout.read_first_admin().filter(|_| layout.is_set_up()) else { return Ok(()) };
     await_server(machine)?;
     let body = json!({ "username": admin.username, "password": admin.password, "admin": true });
     let (status, answer) = machine.server(Method::POST, "/users", Some(&body)).map_err(anyhow::Error::msg)?;
@@ -83,7 +90,7 @@ fn await_server(machine: &mut impl Machine) -> Result<()> {
         }
         machine.pause();
     }
-    bail!("the server does not start; see what it says under `status`")
+    bail!("the server does not start; see what the box says")
 }
 
 /// With DHCP, the address is part of the certificate when it comes in time. It is issued anew when it changes.
@@ -99,15 +106,18 @@ fn await_address(setup: &Setup, machine: &mut impl Machine) {
 
 fn papers(setup: &Setup, layout: &Layout, machine: &impl Machine) -> Result<Papers> {
     if let Certificate::Site { chain, key, authority } = &setup.certificate {
+        // A set-up that was cut may have left these: the box would renew what is not its own.
+        layout.remove(&layout.purpose())?;
+        layout.remove(&layout.authority())?;
         return Ok(Papers { chain: chain.clone(), key: key.clone(), authority: authority.clone() });
     }
     let mut domains = vec![setup.host().to_owned(), setup.address.clone()];
     domains.dedup();
     let authority = Authority::new(&domains)?;
-    let now = machine.now();
-    let mut papers = issue(&authority, &domains, setup_address(setup), layout, machine)?;
-    papers.authority = Some(authority.certificate(now)?);
+    let (mut papers, purpose) = issue(&authority, &domains, setup_address(setup), machine)?;
+    papers.authority = Some(authority.certificate(machine.now())?);
     layout.secret(&layout.authority_key(), &authority.key_pem())?;
+    keep(&purpose, layout)?;
     Ok(papers)
 }
 
@@ -123,16 +133,18 @@ fn issue(
     authority: &Authority,
     domains: &[String],
     more: Option<String>,
-    layout: &Layout,
     machine: &impl Machine,
-) -> Result<Papers> {
+) -> Result<(Papers, Purpose)> {
     let mut names = names(domains, machine);
     names.extend(more.filter(|name| !names.contains(name)));
     let now = machine.now();
     let issued = authority.issue(&names, now)?;
     let purpose = Purpose { domains: domains.to_vec(), names, issued: now.unix_timestamp() };
-    layout.secret(&layout.purpose(), &serde_json::to_string(&purpose)?)?;
-    Ok(Papers { chain: issued.chain_pem, key: issued.key_pem, authority: None })
+    Ok((Papers { chain: issued.chain_pem, key: issued.key_pem, authority: None }, purpose))
+}
+
+fn keep(purpose: &Purpose, layout: &Layout) -> Result<()> {
+    layout.secret(&layout.purpose(), &serde_json::to_string(purpose)?)
 }
 
 /// What the server's certificate is to be good for at this moment.
@@ -154,13 +166,19 @@ pub(crate) fn renew(layout: &Layout, machine: &mut impl Machine) -> Result<bool>
     // Without this file the certificate is the site's.
     let Ok(text) = fs::read(layout.purpose()) else { return Ok(false) };
     let purpose: Purpose = serde_json::from_slice(&text).context("what the certificate is for")?;
-    if !layout.is_set_up() || !purpose.is_over(&names(&purpose.domains, machine), machine.now()) {
+    let is_good = || {
+        let files = Tls { certificate: layout.papers(), key: layout.papers() };
+        loads(&files, &layout.config).is_ok() && !purpose.is_over(&names(&purpose.domains, machine), machine.now())
+    };
+    if !layout.is_set_up() || is_good() {
         return Ok(false);
     }
     let key = fs::read_to_string(layout.authority_key()).context("the authority's key")?;
     let authority = Authority::from_pem(&purpose.domains, &key)?;
-    let papers = issue(&authority, &purpose.domains, None, layout, machine)?;
+    let (papers, purpose) = issue(&authority, &purpose.domains, None, machine)?;
     layout.write_papers(&papers)?;
+    // Only now: cut in between, it is due once more.
+    keep(&purpose, layout)?;
     reload(machine)?;
     Ok(true)
 }
@@ -172,9 +190,7 @@ pub(crate) fn replace_certificate(new: &Certificate, layout: &Layout, machine: &
     }
     let Certificate::Site { chain, key, authority } = new else { return Ok(()) };
     fit(chain, key)?;
-    if layout.purpose().exists() {
-        fs::remove_file(layout.purpose())?;
-    }
+    layout.remove(&layout.purpose())?;
     layout.write_papers(&Papers { chain: chain.clone(), key: key.clone(), authority: authority.clone() })?;
     reload(machine)
 }
@@ -190,9 +206,16 @@ fn fit(chain: &str, key: &str) -> Result<()> {
     let files = Tls { certificate: dir.path().join("chain.pem"), key: dir.path().join("key.pem") };
     fs::write(&files.certificate, chain)?;
     fs::write(&files.key, key)?;
+    loads(&files, dir.path())?;
+    // In the end they are one file, and either may hold more than it should.
+    fs::write(&files.certificate, joined(chain, key))?;
+    loads(&Tls { key: files.certificate.clone(), ..files }, dir.path())
+}
+
+fn loads(files: &Tls, dir: &Path) -> Result<()> {
     // Paths of this moment tell nobody anything.
-    let short = |why: String| why.replace(&format!("{}/", dir.path().display()), "");
-    Loaded::load(&files).map(|_| ()).map_err(|why| anyhow::Error::msg(short(why)))
+    let short = |why: String| why.replace(&format!("{}/", dir.display()), "");
+    Loaded::load(files).map(|_| ()).map_err(|why| anyhow::Error::msg(short(why)))
 }
 
 // ---- later -------------------------------------------------------------------------------------------------------
@@ -209,15 +232,20 @@ pub(crate) fn reset_password(admin: &Admin, machine: &mut impl Machine) -> Resul
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::fs::File;
+    use std::io::Write as _;
     use std::net::IpAddr;
 
+    use homeserver::config::{Config, Overrides};
     use serde_json::Value;
     use time::{Duration, OffsetDateTime};
 
+    use super::super::power;
     use super::super::setup::Reach;
     use super::*;
 
     /// A machine that writes down what it is asked to do.
+    #[derive(Clone)]
     pub(crate) struct Fake {
         pub(crate) calls: Vec<String>,
         pub(crate) addresses: Vec<IpAddr>,
@@ -226,6 +254,10 @@ pub(crate) mod tests {
         pub(crate) systemctl_fails: bool,
         /// Rounds until the server answers.
         pub(crate) server_in: u32,
+        pub(crate) maintenance: bool,
+        /// What the updater says, and what it says of its state.
+        pub(crate) said: &'static str,
+        pub(crate) state: &'static str,
         /// Paths for which the server has a refusal.
         pub(crate) refused: Vec<&'static str>,
     }
@@ -239,6 +271,9 @@ pub(crate) mod tests {
                 update_goes_well: true,
                 systemctl_fails: false,
                 server_in: 0,
+                maintenance: false,
+                said: "",
+                state: "{}",
                 refused: Vec::new(),
             }
         }
@@ -246,11 +281,13 @@ pub(crate) mod tests {
 
     impl Machine for Fake {
         fn systemctl(&mut self, args: &[&str]) -> Result<String, String> {
+            power::step();
             self.calls.push(format!("systemctl {}", args.join(" ")));
             if self.systemctl_fails { Err("no systemd".to_owned()) } else { Ok(String::new()) }
         }
 
         fn server(&mut self, method: Method, path: &str, body: Option<&Value>) -> Result<(StatusCode, Value), String> {
+            power::step();
             if self.server_in > 0 {
                 return Err("no server".to_owned());
             }
@@ -258,13 +295,29 @@ pub(crate) mod tests {
             self.calls.push(format!("{method} {path}{body}"));
             match self.refused.contains(&path) {
                 true => Ok((StatusCode::BAD_REQUEST, json!({ "error": "why" }))),
-                false => Ok((StatusCode::OK, json!({}))),
+                false => Ok((StatusCode::OK, json!({ "maintenance": self.maintenance }))),
             }
         }
 
         fn update(&mut self, args: &[&str]) -> Result<bool, String> {
+            power::step();
             self.calls.push(format!("update {}", args.join(" ")));
             Ok(self.update_goes_well)
+        }
+
+        fn ask_update(&mut self, args: &[&str]) -> Result<(bool, String), String> {
+            let good = self.update(args)?;
+            Ok((good, if args == ["status", "--json"] { self.state.to_string() } else { self.said.to_owned() }))
+        }
+
+        fn journal(&mut self, args: &[&str], to: Option<&File>) -> Result<String, String> {
+            self.calls.push(format!("journalctl {}", args.join(" ")));
+            match to {
+                Some(mut file) => {
+                    file.write_all(self.said.as_bytes()).map(|()| String::new()).map_err(|_| String::new())
+                }
+                None => Ok(self.said.to_owned()),
+            }
         }
 
         fn addresses(&self) -> Vec<IpAddr> {
@@ -384,9 +437,45 @@ pub(crate) mod tests {
         machine.now += Duration::days(700);
         assert!(renew(&layout, &mut machine).unwrap());
         assert!(!renew(&layout, &mut machine).unwrap());
-        let (chain, key) = (layout.config.join("tls/server.pem"), layout.config.join("tls/server.key"));
-        fit(&fs::read_to_string(chain).unwrap(), &fs::read_to_string(key).unwrap()).unwrap();
+        assert!(serves_a_whole_pair(&layout));
         assert_eq!(fs::read(layout.authority()).unwrap(), authority);
+        // A file that was damaged is no reason to wait for its end.
+        fs::write(layout.papers(), "damaged").unwrap();
+        assert!(renew(&layout, &mut machine).unwrap() && serves_a_whole_pair(&layout));
+    }
+
+    /// The server could start with the settings there are.
+    fn serves_a_whole_pair(layout: &Layout) -> bool {
+        let overrides = Overrides { file: Some(layout.settings()), ..Overrides::default() };
+        let config = Config::load(&overrides).unwrap();
+        config.listeners.iter().all(|listener| Loaded::load(listener.tls.as_ref().unwrap()).is_ok())
+    }
+
+    #[test]
+    fn a_renewal_that_is_cut_leaves_a_whole_pair_and_is_done_again() {
+        for steps in 0.. {
+            let (_dir, layout, mut machine) = world();
+            set_up(&setup(), &layout, &mut machine).unwrap();
+            machine.addresses = vec!["10.0.2.99".parse().unwrap()];
+            let whole = power::cut_after(steps, || renew(&layout, &mut machine).unwrap());
+            assert!(serves_a_whole_pair(&layout), "cut after {steps}");
+            renew(&layout, &mut machine).unwrap();
+            assert!(purpose(&layout).names.contains(&"10.0.2.99".to_owned()), "cut after {steps}");
+            assert!(!renew(&layout, &mut machine).unwrap());
+            if whole.is_some() {
+                assert!(steps > 2);
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn a_first_account_waits_for_settings() {
+        let (_dir, layout, mut machine) = world();
+        layout.secret(&layout.first_admin(), "{\"username\":\"a\",\"password\":\"b\"}").unwrap();
+        machine.server_in = u32::MAX;
+        finish(&layout, &mut machine).unwrap();
+        assert!(machine.calls.is_empty());
     }
 
     #[test]

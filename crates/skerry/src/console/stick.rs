@@ -4,6 +4,7 @@
 //! Not here: what is looked for (orders.rs, menu.rs).
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -83,8 +84,13 @@ impl Stick {
         self.device.display().to_string()
     }
 
-    /// Puts a report on the stick, if it can be written to. Only for this it is mounted for writing.
+    /// Puts a text on the stick, if it can be written to. Only for this it is mounted for writing.
     pub(crate) fn leave(self, file: &str, text: &str) -> Result<()> {
+        self.fill(file, |mut file| Ok(file.write_all(text.as_bytes())?))
+    }
+
+    /// The same with what is written into the file that is handed out.
+    pub(crate) fn fill(self, name: &str, write: impl FnOnce(&fs::File) -> Result<()>) -> Result<()> {
         let (device, kind, at) = (self.device.clone(), self.kind, self.at.clone());
         drop(self);
         if kind != "vfat" && kind != "exfat" {
@@ -92,7 +98,9 @@ impl Stick {
         }
         mount(&device, kind, &at, "rw")?;
         let stick = Self { device, kind, at };
-        fs::write(stick.at.join(file), text).and_then(|()| fs::File::open(&stick.at)?.sync_all()).context("the report")
+        let file = fs::File::create(stick.at.join(name)).with_context(|| name.to_owned())?;
+        write(&file)?;
+        file.sync_all().and_then(|()| fs::File::open(&stick.at)?.sync_all()).with_context(|| name.to_owned())
     }
 }
 
@@ -100,29 +108,42 @@ impl Drop for Stick {
     fn drop(&mut self) {
         let unmounted = Command::new("umount").arg(&self.at).stdin(Stdio::null()).status();
         if !unmounted.is_ok_and(|status| status.success()) {
-            eprintln!("skerry: {} cannot be unmounted", self.device.display());
+            // Nobody may be there to read it.
+            let _ = writeln!(std::io::stderr(), "skerry: {} cannot be unmounted", self.device.display());
         }
     }
 }
 
 fn mount(device: &Path, kind: &str, at: &Path, access: &str) -> Result<()> {
-    // A journal that would have to be replayed stays as it is: nothing is written.
-    let journal = if kind == "ext4" { ",noload" } else { "" };
     let mut mount = Command::new("mount");
-    mount.args(["-t", kind, "-o", &format!("{access},{STRICT}{journal}")]).arg(device).arg(at);
+    mount.args(["-t", kind, "-o", &options(kind, access)]).arg(device).arg(at);
     let status = mount.stdin(Stdio::null()).stderr(Stdio::null()).status().context("mount")?;
     if status.success() { Ok(()) } else { bail!("no {kind} on {}", device.display()) }
+}
+
+/// What is asked of the kernel, so that a stick has no say in it.
+fn options(kind: &str, access: &str) -> String {
+    // A journal that would have to be replayed stays as it is: nothing is written. And a stick that is broken, or says so,
+    // does not stop the machine: ext4 does what is written on it otherwise.
+    let more = if kind == "ext4" { ",noload,errors=continue" } else { "" };
+    format!("{access},{STRICT}{more}")
+}
+
+/// A file at the top of the stick, and nothing else that has a name.
+pub(crate) fn file(dir: &Path, name: &str) -> Result<PathBuf, String> {
+    let path = dir.join(name);
+    match fs::symlink_metadata(&path) {
+        Ok(found) if found.is_file() => Ok(path),
+        Ok(_) => Err(format!("{name}: is not a file")),
+        Err(cause) => Err(format!("{name}: {cause}")),
+    }
 }
 
 /// Reads a file of the stick, no longer than so many bytes.
 pub(crate) fn read(dir: &Path, name: &str, max_bytes: u64) -> Result<String, String> {
     use std::io::Read as _;
     let wrong = |why: &dyn std::fmt::Display| format!("{name}: {why}");
-    let path = dir.join(name);
-    let is_file = fs::symlink_metadata(&path).map_err(|cause| wrong(&cause))?.is_file();
-    if !is_file {
-        return Err(wrong(&"is not a file"));
-    }
+    let path = file(dir, name)?;
     let mut bytes = Vec::new();
     let file = fs::File::open(&path).map_err(|cause| wrong(&cause))?;
     file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(|cause| wrong(&cause))?;
@@ -197,6 +218,27 @@ mod tests {
         assert_eq!(read("a", 5), Ok("12345".to_owned()));
         assert!(read("a", 4).is_err_and(|why| why == "a: is longer than 4 bytes"));
         assert!(read("b", 9).is_err() && read("c", 9).is_err() && read("d", 9).is_err() && read("e", 9).is_err());
+    }
+
+    #[test]
+    fn only_a_file_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&dir.path().join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        symlink("/etc/hostname", dir.path().join("link")).unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let file = |name: &str| super::file(dir.path(), name);
+        assert_eq!(file("file"), Ok(dir.path().join("file")));
+        assert_eq!(file("fifo"), Err("fifo: is not a file".to_owned()));
+        assert!(file("link").is_err() && file("none").is_err());
+    }
+
+    #[test]
+    fn a_stick_has_no_say_in_how_it_is_mounted() {
+        for kind in KINDS {
+            let options = options(kind, "ro");
+            assert!(options.starts_with("ro,nosuid,nodev,noexec,nosymfollow"), "{options}");
+            assert_eq!(options.ends_with(",noload,errors=continue"), kind == "ext4");
+        }
     }
 
     #[test]

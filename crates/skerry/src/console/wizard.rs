@@ -38,6 +38,19 @@ impl<R: BufRead, W: Write> Terminal<R, W> {
         Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
     }
 
+    /// A text of any length, no faster than it is read.
+    pub(crate) fn pages(&mut self, text: &str) -> Result<()> {
+        const PAGE_LINES: usize = 20;
+        let lines: Vec<&str> = text.lines().collect();
+        for (at, page) in lines.chunks(PAGE_LINES).enumerate() {
+            if at > 0 && self.line("-- Enter: go on, q: enough -- ")? == "q" {
+                break;
+            }
+            page.iter().try_for_each(|line| self.say(line))?;
+        }
+        Ok(())
+    }
+
     /// Asks until the answer is good. An empty line takes what is proposed.
     pub(crate) fn ask<T>(
         &mut self,
