@@ -33,9 +33,11 @@ pub struct Manifest {
     pub sbom: Blob,
 }
 
+// Of these three, the updater keeps what it has read in its journal, and releases before and after read that: they take
+// fields that they do not know. A manifest with such fields is refused all the same: it is not in its one spelling.
+
 /// Which formats of the database the release reads, and which one it writes once it is blessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Store {
     pub oldest: u32,
     pub newest: u32,
@@ -43,7 +45,6 @@ pub struct Store {
 
 /// Everything that one slot of a machine holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Image {
     /// The read-only file system.
     pub root: Part,
@@ -57,7 +58,6 @@ pub struct Image {
 
 /// A partition or file, and its chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Part {
     pub bytes: u64,
     pub sha256: Digest,

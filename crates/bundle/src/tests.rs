@@ -233,6 +233,17 @@ fn a_manifest_must_make_sense() {
 }
 
 #[test]
+fn a_manifest_has_no_fields_of_its_own() {
+    let bundle = unsigned(2);
+    let good = String::from_utf8(Bundle::open(Cursor::new(&bundle)).unwrap().manifest_bytes().to_vec()).unwrap();
+    assert!(Manifest::parse(good.as_bytes()).is_ok());
+    for field in ["format", "oldest", "root", "index_sha256"] {
+        let more = good.replacen(&format!("\"{field}\":"), &format!("\"zz\":1,\"{field}\":"), 1);
+        assert!(more != good && Manifest::parse(more.as_bytes()).is_err(), "beside {field}");
+    }
+}
+
+#[test]
 fn requests_and_signatures_travel_as_text() {
     let bundle = unsigned(2);
     let document = Bundle::open(Cursor::new(&bundle)).unwrap().manifest_bytes().to_vec();

@@ -47,6 +47,9 @@ pub enum Event {
     RolledBack,
     Discarded,
     Noticed,
+    /// One that only another release knows.
+    #[serde(other)]
+    Other,
 }
 
 /// The last line that the journal knows of.
@@ -224,6 +227,24 @@ mod tests {
         );
         assert!(says(|text| text.lines().take(2).map(|line| format!("{line}\n")).collect()).contains("cut short"));
         assert!(says(|_| String::new()).contains("cut short"));
+    }
+
+    #[test]
+    fn what_a_later_release_has_written_belongs_to_it() {
+        let (_dir, folder, key) = log();
+        three(&folder, &key);
+        let last = read(&folder, &key.public()).unwrap().0.head.unwrap();
+        let line = serde_json::json!({
+            "number": 4, "before": last.digest, "at_s": 0, "event": "melted", "text": "too hot", "degrees": 90,
+        });
+        let line = line.to_string();
+        let signature = STANDARD.encode(key.0.sign(&[CONTEXT, line.as_bytes()].concat()));
+        folder
+            .append(LOG, format!("{}\n", serde_json::json!({ "line": line, "signature": signature })).as_bytes())
+            .unwrap();
+        add(&folder, &key, 0, Event::FellBack, "five").unwrap();
+        let history = check(&folder, &key.public(), None).unwrap();
+        assert_eq!((history.broken, history.lines.len(), history.lines[3].event), (None, 5, Event::Other));
     }
 
     #[test]

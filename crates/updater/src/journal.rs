@@ -1,6 +1,10 @@
 //! Where the box stands: one small file, replaced in one step at every transition.
 //!
 //! Lives here: the states and the file. Not here: what to do in which state (decide.rs).
+//!
+//! Two releases read and write this file: a trial that fails leaves it to the one before. So fields of later releases are
+//! passed over, and each new field has a default. Another state, or another meaning, is another format; a release may
+//! write one only if the release before it reads it.
 
 use std::io;
 
@@ -16,7 +20,6 @@ const LARGEST: usize = 1024 * 1024;
 
 /// What the box knows about its releases.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Journal {
     pub format: u32,
     pub state: State,
@@ -31,6 +34,7 @@ pub struct Journal {
     /// The newest release that this box has ever seen a good file of.
     pub newest: Option<Newest>,
     /// How many installations were begun.
+    #[serde(default)]
     pub attempts: u64,
     /// The last line of the history.
     pub log: Option<Head>,
@@ -40,7 +44,6 @@ pub struct Journal {
 
 /// A release, as much of it as matters here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Release {
     pub version: String,
     pub security_version: u64,
@@ -52,7 +55,6 @@ pub struct Release {
 
 /// The newest release that was seen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Newest {
     pub version: String,
     /// When it was made, in seconds since 1970.
@@ -61,7 +63,7 @@ pub struct Newest {
 
 /// A step of an update. The comments say what is safe to do for whoever wakes up in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[serde(rename_all = "snake_case")]
 pub enum State {
     /// Nothing is going on. Safe: nothing to do but to tidy up.
     Idle,
@@ -79,7 +81,7 @@ pub enum State {
 
 /// Why a release was left.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// The power went before the boot entry was there.
     Interrupted,
@@ -91,6 +93,9 @@ pub enum Reason {
     Unfit { what: String },
     /// Somebody wanted it.
     Asked { by: String },
+    /// One that another release has written down.
+    #[serde(untagged)]
+    Other(serde_json::Value),
 }
 
 impl Journal {
@@ -187,6 +192,71 @@ impl std::fmt::Display for Reason {
             Self::DidNotStart { tries } => write!(f, "it did not come up in {tries} tries"),
             Self::Unfit { what } => write!(f, "it came up, but: {what}"),
             Self::Asked { by } => write!(f, "{by} asked for it"),
+            Self::Other(what) => write!(f, "another release knows why: {what}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::folder::OsFolder;
+
+    #[test]
+    fn what_a_later_release_has_added_is_passed_over() {
+        let part =
+            json!({ "bytes": 1, "sha256": Digest::of(b""), "chunks": 1, "index_sha256": Digest::of(b""), "new": 1 });
+        let release = |version: &str| {
+            json!({
+                "version": version, "security_version": 1, "store": { "oldest": 1, "newest": 1, "new": 1 }, "new": { "new": 1 },
+                "image": { "root": part, "verity": part, "kernel": part, "root_hash": Digest::of(b""), "new": [1] },
+            })
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let folder = OsFolder::new(dir.path()).unwrap();
+        let load = |state: serde_json::Value| {
+            let future = json!({
+                "format": 1, "state": state, "running": release("1"), "other": null, "floor": 1, "root": null,
+                "newest": { "version": "2", "built_s": 1, "new": 1 }, "attempts": 1, "failure": null, "new": "new",
+                "log": { "number": 1, "digest": Digest::of(b""), "new": 1 },
+            });
+            folder.replace(FILE, future.to_string().as_bytes()).unwrap();
+            let journal = Journal::load(&folder).unwrap().unwrap();
+            journal.store(&folder).unwrap();
+            assert_eq!(Journal::load(&folder).unwrap().unwrap(), journal);
+            journal.state
+        };
+        let trial = load(json!({ "trial": { "to": release("2"), "checkpoint": "c", "new": 1 } }));
+        assert!(
+            matches!(trial, State::Trial { to, .. } if to.version == "2" && to.root_hash() == Some(Digest::of(b"")))
+        );
+        for reason in
+            [json!("melted"), json!({ "too_hot": { "degrees": 90 } }), json!({ "asked": { "by": "me", "new": 1 } })]
+        {
+            let fallback =
+                json!({ "fallback": { "from": release("2"), "checkpoint": null, "reason": reason, "new": 1 } });
+            let State::Fallback { reason: is, .. } = load(fallback) else { panic!("{reason}") };
+            match is {
+                Reason::Other(is) => assert_eq!(is, reason),
+                is => assert_eq!(is, Reason::Asked { by: "me".into() }),
+            }
+        }
+        // What is missing is as it was before anybody wrote it.
+        let old = json!({ "format": 1, "state": "idle", "running": release("1"), "floor": 1 });
+        folder.replace(FILE, old.to_string().as_bytes()).unwrap();
+        let journal = Journal::load(&folder).unwrap().unwrap();
+        assert_eq!((journal.attempts, journal.log, journal.other), (0, None, None));
+    }
+
+    #[test]
+    fn another_format_is_not_guessed_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = OsFolder::new(dir.path()).unwrap();
+        let release =
+            Release { version: "1".into(), security_version: 1, store: Store { oldest: 1, newest: 1 }, image: None };
+        Journal { format: 2, ..Journal::new(release) }.store(&folder).unwrap();
+        assert!(Journal::load(&folder).unwrap_err().to_string().contains("format 2"));
     }
 }

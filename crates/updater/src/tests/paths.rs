@@ -11,6 +11,7 @@ use super::media::Image;
 use super::world::{Health, Recipe, World, bundle_of, version};
 use crate::disk::{Disk, FileDisk, SECTOR};
 use crate::entry::Entry;
+use crate::folder::Folder as _;
 use crate::history::Event;
 use crate::journal::{Reason, State};
 use crate::slots::EMPTY;
@@ -124,6 +125,27 @@ fn a_server_that_dies_behind_the_checkpoint_serves_nobody_before_the_start() {
     world.settle().unwrap();
     world.must_be_well();
     assert_eq!((world.booted, world.entry_names()), (1, vec!["skerry_1.1.0.efi".to_owned()]));
+}
+
+#[test]
+fn a_journal_that_a_later_release_has_written_is_understood_by_the_one_before() {
+    let mut world = World::new(ESP);
+    world.health = Health::Unfit;
+    world.settle().unwrap();
+    world.install(bundle_of(2)).unwrap();
+    assert!(!world.boot().unwrap());
+    let mut journal: serde_json::Value =
+        serde_json::from_slice(&world.state.load("state.json", 1 << 20).unwrap().unwrap()).unwrap();
+    for place in ["", "/state/trial", "/state/trial/to", "/running"] {
+        let object = journal.pointer_mut(place).and_then(serde_json::Value::as_object_mut).expect(place);
+        object.insert("what_release_2_adds".into(), true.into());
+    }
+    world.state.replace("state.json", journal.to_string().as_bytes()).unwrap();
+    world.settle().unwrap();
+    world.must_be_well();
+    assert_eq!(world.booted, 1);
+    let failure = world.updater().journal().unwrap().failure.unwrap();
+    assert!(failure.contains("the disk is full"), "{failure}");
 }
 
 #[test]
