@@ -254,6 +254,10 @@ mod tests {
     #[test]
     fn the_running_system_mounts_the_partition_that_is_made() {
         let fstab = fs::read_to_string(recipe_file("root/etc/fstab")).unwrap();
-        assert!(fstab.contains(&format!("PARTUUID={ESP_UUID} ")), "{fstab}");
+        assert!(fstab.contains("\n/dev/skerry/esp /efi vfat "), "{fstab}");
+        // The link is made for the name that the partition has (crates/init/src/devices.rs).
+        let init = fs::read_to_string(crate::run::root().join("crates/init/src/devices.rs")).unwrap();
+        let name = layout(Arch::X86_64, "1.2.3", HASH).unwrap().remove(0).name;
+        assert!(init.contains(&format!("rule(\"{name}\", \"esp\")")), "{name}");
     }
 }
