@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::{Arch, Recipe, STORE_FORMATS, work};
-use crate::{dist, run};
+use crate::{dist, needs, run};
 
 const SIGNERS: [&str; 3] = ["one", "two", "three"];
 const PASSPHRASE: &str = "only for trying";
@@ -27,8 +27,17 @@ pub(crate) struct Trust {
 pub(crate) fn ready(programs: &Path) -> Result<Trust> {
     let folder = work().join("trying");
     // The image may be for another processor than ours.
-    let own = dist::folder(if cfg!(target_arch = "aarch64") { Arch::Arm64 } else { Arch::X86_64 }).join("skerry");
-    let skerry = if own.exists() { own } else { programs.join("skerry") };
+    let ours = if cfg!(target_arch = "aarch64") { Arch::Arm64 } else { Arch::X86_64 };
+    let own = dist::folder(ours).join("skerry");
+    let theirs = programs.join("skerry");
+    let skerry = if !own.exists() && needs::answers(&theirs.to_string_lossy(), &["--version"]) {
+        theirs
+    } else {
+        if !own.exists() {
+            dist::build(ours, false)?;
+        }
+        own
+    };
     let trust = Trust { chain: folder.join("chain.txt"), folder, skerry };
     if !trust.chain.exists() {
         let _ = fs::remove_dir_all(&trust.folder);

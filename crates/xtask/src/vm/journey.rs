@@ -1,5 +1,6 @@
 //! `cargo xtask vm test`: the life of one machine, from its first set-up over updates that go well, go wrong and are cut, to
-//! a broken disk. One disk goes through all of it; a real client talks in between, and never misses what it was promised.
+//! a broken disk. One disk goes through all of it; a real client talks in between, and never misses what it was promised. On
+//! the other processor, the first stages show that it starts, serves and updates itself.
 //!
 //! Lives here: the stages and what is expected of each. Not here: the machine (machine.rs), the client
 //! (`tests/appliance/client.py`). Nothing here depends on how fast a machine is: stages end with what is seen, and limits are
@@ -33,21 +34,26 @@ const RUNNING: &str = "JOURNEY runs ";
 
 /// `cargo xtask vm test`
 pub(crate) fn verb(args: &[String]) -> Result<()> {
-    let keep = match args {
-        [] => false,
-        [flag] if flag == "--keep" => true,
-        _ => bail!("usage: cargo xtask vm test [--keep]"),
-    };
-    needs::machine(Arch::X86_64)?;
-    let folder = run::target_dir().join("vm").join("test");
+    let (mut arch, mut keep) = (Arch::X86_64, false);
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--arch" => arch = Arch::parse(args.next().context("--arch wants x86_64 or arm64")?)?,
+            "--keep" => keep = true,
+            _ => bail!("usage: cargo xtask vm test [--arch x86_64|arm64] [--keep]"),
+        }
+    }
+    needs::machine(arch)?;
+    let folder = run::target_dir().join("vm").join(format!("test-{}", arch.name()));
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder)?;
-    let outcome = Journey::prepared(folder.clone())?.travel();
+    let stages = stages(arch);
+    let outcome = Journey::prepared(arch, folder.clone())?.travel(stages);
     if outcome.is_ok() && !keep {
         fs::remove_dir_all(&folder)?;
     }
     outcome?;
-    println!("\nvm: {} passed, 0 failed, 0 skipped", STAGES.len());
+    println!("\nvm: {} passed, 0 failed, 0 skipped", stages.len());
     Ok(())
 }
 
@@ -61,6 +67,22 @@ const STAGES: &[(&str, Stage)] = &[
     ("power that is cut in the middle of an install costs nothing", Journey::cut_power),
     ("a changed byte in the root starts the other slot", Journey::flip_byte),
 ];
+
+/// How much of the journey a processor makes. What comes after an update is the same for all, and each stage takes minutes.
+fn stages(arch: Arch) -> &'static [(&'static str, Stage)] {
+    match arch {
+        Arch::X86_64 => STAGES,
+        Arch::Arm64 => STAGES.get(..2).unwrap_or(STAGES),
+    }
+}
+
+/// The releases that it takes.
+fn releases(arch: Arch) -> &'static [Release] {
+    match arch {
+        Arch::X86_64 => &[Release::First, Release::Good, Release::Sick, Release::Last],
+        Arch::Arm64 => &[Release::First, Release::Good],
+    }
+}
 
 /// Releases of the journey.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,14 +115,14 @@ impl Release {
         format!("{RUNNING}{}", self.version())
     }
 
-    fn recipe(self, folder: &Path) -> Recipe {
-        let mut recipe = Recipe::new(Arch::X86_64);
+    fn recipe(self, arch: Arch, folder: &Path) -> Recipe {
+        let mut recipe = Recipe::new(arch);
         recipe.version = self.version().into();
         recipe.security_version = self.security_version();
         // The small kernel has no USB.
         recipe.hardware = true;
-        recipe.programs = Some(dist::folder(Arch::X86_64));
-        recipe.out = Some(image::work().join("journey").join(self.version()));
+        recipe.programs = Some(dist::folder(arch));
+        recipe.out = Some(image::work().join("journey").join(arch.name()).join(self.version()));
         recipe.overlay = Some(folder.join(format!("overlay-{}", self.version())));
         recipe.web = Some(folder.join(format!("web-{}", self.version())));
         recipe
@@ -122,33 +144,33 @@ struct Journey {
 
 impl Journey {
     /// Makes the images, and updates of all of them.
-    fn prepared(folder: PathBuf) -> Result<Self> {
+    fn prepared(arch: Arch, folder: PathBuf) -> Result<Self> {
         let python = clients::python("nio")?;
-        if !dist::folder(Arch::X86_64).join("skerry").exists() {
-            dist::build(Arch::X86_64, false)?;
+        if !dist::folder(arch).join("skerry").exists() {
+            dist::build(arch, false)?;
         }
-        let keys = trust::ready(&dist::folder(Arch::X86_64))?;
+        let keys = trust::ready(&dist::folder(arch))?;
         let mut first = None;
-        for release in [Release::First, Release::Good, Release::Sick, Release::Last] {
-            let recipe = release.recipe(&folder);
-            overlay(release, recipe.overlay.as_deref().context("no overlay")?)?;
+        for release in releases(arch) {
+            let recipe = release.recipe(arch, &folder);
+            overlay(*release, recipe.overlay.as_deref().context("no overlay")?)?;
             let web = recipe.web.as_deref().context("no web client")?;
             fs::create_dir_all(web)?;
             fs::write(web.join("index.html"), release.page())?;
             image::build(&recipe)?;
             keys.bundle(&recipe, &folder.join(release.bundle()), 3)?;
-            if release == Release::First {
+            if *release == Release::First {
                 first = Some(fresh(&recipe.disk(), &folder.join("disk.raw"))?);
             }
             fs::remove_dir_all(recipe.folder())?;
         }
         let ports = Ports { https: 0, federation: 0 }.or_free()?;
-        let setup = Setup::new(Arch::X86_64, first.context("no disk")?, ports);
+        let setup = Setup::new(arch, first.context("no disk")?, ports);
         Ok(Self { folder, setup, python, sticks: 0 })
     }
 
-    fn travel(mut self) -> Result<()> {
-        for (number, (what, stage)) in STAGES.iter().enumerate() {
+    fn travel(mut self, stages: &[(&str, Stage)]) -> Result<()> {
+        for (number, (what, stage)) in stages.iter().enumerate() {
             println!("\n#### {}. {what}", number + 1);
             stage(&mut self).with_context(|| format!("stage {}: {what}", number + 1))?;
             println!("   entries of the boot loader: {}", entries(&self.setup.disk)?.join(", "));

@@ -21,7 +21,7 @@ use machine::{Machine, Ports, Setup};
 const USAGE: &str = "\
 usage: cargo xtask vm [--arch x86_64|arm64] [--hardware] [--image FILE] [--disk FILE] [--stick FOLDER]
                       [--https PORT] [--federation PORT]
-       cargo xtask vm test [--keep]
+       cargo xtask vm test [--arch x86_64|arm64] [--keep]
        cargo xtask vm guide [--keep]
 
   --image       the image to start from; without it, the one that `cargo xtask image` has made for this processor
@@ -30,7 +30,8 @@ usage: cargo xtask vm [--arch x86_64|arm64] [--hardware] [--image FILE] [--disk 
   --stick       a folder to be put on a stick: orders, updates (the kernel for virtual machines has no USB)
   --https       where the machine's port 443 is on loopback (any free port)
   --federation  the same for 8448
-  test          the whole life of a machine: set-up, updates, fall back, power cuts; --keep leaves its disks
+  test          the whole life of a machine: set-up, updates, fall back, power cuts; --keep leaves its disks;
+                for arm64, its first stages
   guide         what the operators' guide says, done: the questions at the console, the certificate, a login in a browser
 
 The serial console is this terminal; Ctrl-A X ends the machine.
