@@ -5,6 +5,7 @@
 //! system is left alone. Not here: what the image makes of the programs (image/).
 
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -24,10 +25,11 @@ cargo-zigbuild==0.24.0 \\
     --hash=sha256:484412e39e4c6039474535ce97ee75a22bab22d58233056f8ec8a8f9034bb957 \\
     --hash=sha256:6942e4320f7b05d8fb29e0a8ce5670bcbb3d254275100b85b5b7c86552f9a744
 ";
-/// The source of Rust's library, for toolchains that cannot add targets. It has to be the compiler's own version.
+/// The source of Rust's library, for toolchains that cannot add targets. It has to be the compiler's own version. Rust keeps
+/// all versions at this address; distributions drop old ones.
 const RUST_SRC_VERSION: &str = "1.95.0";
-const RUST_SRC_FILE: &str = "pool/main/r/rustc/rust-src_1.95.0+dfsg1-2~bpo13+1_all.deb";
-const RUST_SRC_SHA256: &str = "7b76db5b880a77f9e52975d2baa6209d2f76d2c9c2789515c3088cb960e2c83b";
+const RUST_SRC_PLACE: &str = "https://static.rust-lang.org/dist";
+const RUST_SRC_SHA256: &str = "67b09138c8db96afc4bbfc69ea771ac9a091fd777698acb43f6dfd9fb7dea363";
 /// What is shipped: package and program. Each is built by itself, so that what one needs of a library is not in the other.
 const PROGRAMS: &[(&str, &str)] = &[("init", "skerry-init"), ("skerry", "skerry")];
 
@@ -111,8 +113,12 @@ pub(crate) fn build(arch: Arch, from_source: bool) -> Result<()> {
     let cache = run::target_dir().join("cache");
     let zig = zig(&cache)?;
     let library = if from_source { Library::Source(rust_src(&cache)?) } else { library(arch, &cache)? };
+    let kit = Kit { arch, library, zig, cache };
+    let rocksdb = kit.rocksdb()?;
     for (package, program) in PROGRAMS {
-        run::step(&format!("{program} for {}", arch.name()), cargo(arch, package, &library, &zig, &cache)?)?;
+        let mut cargo = kit.cargo(package)?;
+        cargo.env("ROCKSDB_LIB_DIR", &rocksdb).env("ROCKSDB_STATIC", "1");
+        run::step(&format!("{program} for {}", arch.name()), cargo)?;
         ship(arch, program)?;
     }
     Ok(())
@@ -159,32 +165,81 @@ fn installed(arch: Arch) -> Result<bool> {
     Ok(entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("libstd-")))
 }
 
-/// The call of cargo. Nothing in what it makes tells where it was made.
-fn cargo(arch: Arch, package: &str, library: &Library, zig: &Path, cache: &Path) -> Result<Command> {
-    let mut args = vec!["zigbuild", "--locked", "--profile", "dist", "--target", arch.target(), "-p", package];
-    let mut flags = vec!["-C target-feature=+crt-static".to_owned()];
-    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-    // Paths within the repository are relative as it is. Were it named here, RocksDB would be compiled again for each clone.
-    flags.extend(home.map(|home| format!("--remap-path-prefix={}=/cargo", home.display())));
-    if matches!(library, Library::Source(_)) {
-        args.extend(["-Z", "build-std=std,panic_unwind"]);
-        flags.push("-C link-self-contained=no".into());
+/// What programs for a processor are built with.
+struct Kit {
+    arch: Arch,
+    library: Library,
+    /// The folder of zig's and cargo-zigbuild's programs.
+    zig: PathBuf,
+    cache: PathBuf,
+}
+
+impl Kit {
+    /// The call of cargo. Nothing in what it makes tells where it was made.
+    fn cargo(&self, package: &str) -> Result<Command> {
+        let mut args = vec!["zigbuild", "--locked", "--profile", "dist", "--target", self.arch.target(), "-p", package];
+        let mut flags = vec!["-C target-feature=+crt-static".to_owned()];
+        let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+        let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+        // Paths within the repository are relative as it is. Were it named here, all would be compiled anew in each clone.
+        flags.extend(home.map(|home| format!("--remap-path-prefix={}=/cargo", home.display())));
+        if let Library::Source(source) = &self.library {
+            args.extend(["-Z", "build-std=std,panic_unwind"]);
+            flags.push("-C link-self-contained=no".into());
+            flags.push(format!("--remap-path-prefix={}=/rustc/library", source.display()));
+        }
+        let mut cargo = run::cargo(args);
+        if let Library::Source(source) = &self.library {
+            // Rust's own switches for its nightly features and for where its library's source lies.
+            cargo.env("RUSTC_BOOTSTRAP", "1").env("__CARGO_TESTS_ONLY_SRC_ROOT", source);
+        }
+        let path = std::env::var("PATH").context("PATH")?;
+        cargo
+            .env("PATH", format!("{}:{path}", self.zig.display()))
+            .env("RUSTFLAGS", flags.join(" "))
+            .env("CARGO_TARGET_DIR", run::target_dir())
+            .env("CARGO_ZIGBUILD_CACHE_DIR", self.cache.join("zigbuild"))
+            .env("ZIG_GLOBAL_CACHE_DIR", self.cache.join("zig-cache"))
+            .env("ZIG_LOCAL_CACHE_DIR", self.cache.join("zig-cache"));
+        Ok(cargo)
     }
-    let mut cargo = run::cargo(args);
-    if let Library::Source(source) = library {
-        // Rust's own switches for its nightly features and for where its library's source lies.
-        cargo.env("RUSTC_BOOTSTRAP", "1").env("__CARGO_TESTS_ONLY_SRC_ROOT", source);
+
+    /// The folder with RocksDB for the processor. It is most of the work and never changes with what is ours: it is compiled
+    /// by itself, and kept until its version, its optimisation or the compiler is another one.
+    fn rocksdb(&self) -> Result<PathBuf> {
+        const ARCHIVE: &str = "librocksdb.a";
+        let text = |name: &str| fs::read_to_string(run::root().join(name)).with_context(|| name.to_owned());
+        // Another archive has another path: that is what cargo goes by.
+        let mut hasher = DefaultHasher::new();
+        rocksdb_made_of(&text("Cargo.lock")?, &text("Cargo.toml")?).hash(&mut hasher);
+        let all = self.cache.join("rocksdb").join(self.arch.name());
+        let folder = all.join(format!("{:016x}", hasher.finish()));
+        if folder.join(ARCHIVE).exists() {
+            return Ok(folder);
+        }
+        let _ = fs::remove_dir_all(&all);
+        let build = folder.join("build");
+        let mut cargo = self.cargo("store")?;
+        cargo.env("CARGO_TARGET_DIR", &build);
+        run::step(&format!("RocksDB for {}", self.arch.name()), cargo)?;
+        let scripts = build.join(self.arch.target()).join("dist").join("build");
+        let mut made = fs::read_dir(&scripts)?.flatten().map(|entry| entry.path().join("out").join(ARCHIVE));
+        let made = made.find(|path| path.exists()).context("no archive was made of RocksDB")?;
+        fs::rename(made, folder.join(ARCHIVE))?;
+        fs::remove_dir_all(build)?;
+        Ok(folder)
     }
-    let path = std::env::var("PATH").context("PATH")?;
-    cargo
-        .env("PATH", format!("{}:{path}", zig.display()))
-        .env("RUSTFLAGS", flags.join(" "))
-        .env("CARGO_TARGET_DIR", run::target_dir())
-        .env("CARGO_ZIGBUILD_CACHE_DIR", cache.join("zigbuild"))
-        .env("ZIG_GLOBAL_CACHE_DIR", cache.join("zig-cache"))
-        .env("ZIG_LOCAL_CACHE_DIR", cache.join("zig-cache"));
-    Ok(cargo)
+}
+
+/// What RocksDB's archive depends on: the compiler, the versions of the sources, how they are optimised.
+fn rocksdb_made_of(lock: &str, manifest: &str) -> String {
+    let versions = ["librocksdb-sys", "lz4-sys", "zstd-sys"].map(|name| {
+        let entry = lock.split("[[package]]").find(|entry| entry.contains(&format!("name = \"{name}\"\n")));
+        let lines = entry.unwrap_or_default().lines().filter(|line| !line.is_empty());
+        lines.take(4).map(|line| format!("{line}\n")).collect::<String>()
+    });
+    let profile = manifest.split("\n[").find(|part| part.starts_with("profile.dist.package.librocksdb-sys]"));
+    format!("{WHEELS}{}[{}\n", versions.concat(), profile.unwrap_or_default())
 }
 
 /// Zig and cargo-zigbuild in a Python environment of their own; the folder of its programs.
@@ -207,23 +262,55 @@ fn zig(cache: &Path) -> Result<PathBuf> {
     Ok(bin)
 }
 
-/// The folder with the source of Rust's library, from Debian's package of it.
+/// The folder with the source of Rust's library.
 fn rust_src(cache: &Path) -> Result<PathBuf> {
     let version = run::output(run::command("rustc", ["--version"]))?;
     if version.split_whitespace().nth(1) != Some(RUST_SRC_VERSION) {
         bail!("the pinned source of Rust's library is {RUST_SRC_VERSION}'s, the compiler is {version}");
     }
     let folder = cache.join("rust-src");
-    let source = folder.join(format!("usr/src/rustc-{RUST_SRC_VERSION}/library"));
-    if source.is_dir() {
+    let name = format!("rust-src-{RUST_SRC_VERSION}");
+    let source = folder.join(&name).join("rust-src/lib/rustlib/src/rust/library");
+    if source.join("Cargo.lock").exists() {
         return Ok(source);
     }
-    fs::create_dir_all(&folder)?;
-    let deb = cache.join("rust-src.deb");
-    let mirror = crate::image::debian_mirror()?;
-    let mut fetch = run::command("/usr/lib/apt/apt-helper", ["download-file", &format!("{mirror}/{RUST_SRC_FILE}")]);
-    fetch.arg(&deb).arg(format!("SHA256:{RUST_SRC_SHA256}"));
+    needs::rust_src()?;
+    let _ = fs::remove_dir_all(&folder);
+    let unpacked = cache.join("rust-src.part");
+    let _ = fs::remove_dir_all(&unpacked);
+    fs::create_dir_all(&unpacked)?;
+    let packed = cache.join(format!("{name}.tar.xz"));
+    let address = format!("{RUST_SRC_PLACE}/{name}.tar.xz");
+    let mut fetch = run::command("/usr/lib/apt/apt-helper", ["download-file", &address]);
+    fetch.arg(&packed).arg(format!("SHA256:{RUST_SRC_SHA256}"));
     run::step("the source of Rust's library", fetch)?;
-    run::step("unpack it", run::command("dpkg-deb", [Path::new("-x"), &deb, &folder]))?;
+    let mut unpack = run::command("tar", ["-xJf"]);
+    unpack.arg(&packed).arg("-C").arg(&unpacked);
+    run::step("unpack it", unpack)?;
+    fs::rename(unpacked, &folder)?;
     Ok(source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rocksdb_is_made_again_for_what_changes_it_and_nothing_else() {
+        let read = |name: &str| fs::read_to_string(run::root().join(name)).unwrap();
+        let (lock, manifest) = (read("Cargo.lock"), read("Cargo.toml"));
+        let made_of = rocksdb_made_of(&lock, &manifest);
+        assert!(
+            made_of.contains("name = \"librocksdb-sys\"\nversion = ") && made_of.contains("opt-level"),
+            "{made_of}"
+        );
+        let other = |lock: &str, manifest: &str| rocksdb_made_of(lock, manifest) != made_of;
+        let version = made_of.lines().find(|line| line.contains("version")).unwrap();
+        assert!(other(&lock.replace(version, "version = \"0.0.1\""), &manifest));
+        let faster =
+            manifest.replace("package.librocksdb-sys]\nopt-level = 2", "package.librocksdb-sys]\nopt-level = 3");
+        assert!(other(&lock, &faster));
+        assert!(!other(&lock.replace("name = \"tokio\"\nversion = \"1", "name = \"tokio\"\nversion = \"2"), &manifest));
+        assert!(!other(&lock, &manifest.replace("lto = \"fat\"", "lto = \"thin\"")));
+    }
 }

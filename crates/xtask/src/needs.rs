@@ -43,6 +43,11 @@ const UNITS: &[Need] = &[
     Need { packages: &["nftables"], present: || answers("nft", &["--version"]) },
 ];
 
+const RUST_SRC: &[Need] = &[
+    Need { packages: &["xz-utils"], present: || answers("xz", &["--version"]) },
+    Need { packages: &["ca-certificates"], present: || Path::new("/etc/ssl/certs/ca-certificates.crt").exists() },
+];
+
 const DEBOOTSTRAP: Need = Need { packages: &["debootstrap"], present: || Path::new("/usr/sbin/debootstrap").exists() };
 const GPGV: Need = Need { packages: &["gpgv"], present: || answers("gpgv", &["--version"]) };
 
@@ -62,6 +67,11 @@ pub(crate) fn build() -> Result<()> {
 /// What judges the units and the packet filter of the appliance.
 pub(crate) fn units() -> Result<()> {
     meet(UNITS)
+}
+
+/// What fetches and unpacks the source of Rust's library.
+pub(crate) fn rust_src() -> Result<()> {
+    meet(RUST_SRC)
 }
 
 /// What fetches packages of Python.

@@ -21,7 +21,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 pub(crate) use crate::dist::Arch;
-pub(crate) use tools::debian_mirror;
 
 use crate::{dist, needs, run};
 use tools::Tools;

@@ -120,7 +120,7 @@ pub(super) fn sources() -> String {
 }
 
 /// The mirror that the builder's own apt uses.
-pub(crate) fn debian_mirror() -> Result<String> {
+fn debian_mirror() -> Result<String> {
     Ok(mirrors(&host_sources()).0)
 }
 
