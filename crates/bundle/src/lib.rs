@@ -1,5 +1,6 @@
 //! The one file that updates a box without a network: what it contains, who must have signed it, how it is made,
-//! checked, thinned and read. Pure: readers and writers come from the caller; no clock, no chance, no path.
+//! checked, thinned and read. Pure: readers and writers come from the caller and stay on its thread; no clock, no chance,
+//! no path.
 //!
 //! ```text
 //! magic | manifest | envelope | contents | chunk indices | chunks (zstd) | bill of materials
@@ -26,6 +27,7 @@ mod digest;
 mod format;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz;
+mod lanes;
 pub mod limits;
 mod manifest;
 mod read;
@@ -42,6 +44,7 @@ pub use build::{ImageSource, Inputs, build};
 pub use chunks::{Chunk, Cutter, cut};
 pub use digest::{Digest, Hasher};
 pub use format::{Contents, Envelope, Signature, Signed};
+pub use lanes::{Feed, hashed};
 pub use manifest::{Arch, Blob, Image, Manifest, Part, PartName, Store};
 pub use read::{Bundle, Checked, Have, Missing, NoSlot, Report, ThisBox};
 pub use refusal::Refusal;

@@ -1,6 +1,7 @@
 //! Reading a bundle, in the order of trust: bytes, signatures, manifest, indices, chunks.
 //!
-//! Memory is bounded whatever the file says: the head, the indices (72 bytes for each chunk) and one chunk at a time.
+//! Memory is bounded whatever the file says: the head, the indices (72 bytes for each chunk) and some chunks that
+//! threads work on.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -8,8 +9,9 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use zstd_safe::DCtx;
 
 use crate::chunks::{Chunk, ENTRY, read_index};
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
 use crate::format::{Contents, Envelope, MAGIC};
+use crate::lanes::{Feed, hashed, in_order};
 use crate::limits::{MAX_CHUNKS, MAX_ENVELOPE, MAX_MANIFEST};
 use crate::manifest::{Arch, Blob, Image, Manifest, Part, PartName};
 use crate::refusal::Refusal;
@@ -326,8 +328,8 @@ impl<R: Read + Seek> Checked<R> {
         Ok(image)
     }
 
-    /// Writes a part, each chunk only after it was verified (as it is stored, or as it was found), and checks the whole at
-    /// the end.
+    /// Writes a part, each chunk only after it was verified (as it is stored, or as it was found). The whole is not checked:
+    /// what was written is to be read again and given to [`Checked::is_part`], which it must be anyway.
     ///
     /// # Errors
     /// Something is damaged or missing, or a reader or the writer fails; then part of it may have been written.
@@ -338,20 +340,60 @@ impl<R: Read + Seek> Checked<R> {
         have: &mut impl Have,
         out: &mut impl Write,
     ) -> Result<(), Refusal> {
-        let part = *self.image(arch)?.part(name);
-        let chunks = self.index(arch, name).ok_or(Refusal::Stripped { arch })?.to_vec();
-        let mut unpack = Unpack::new()?;
-        let mut whole = Hasher::default();
-        for chunk in &chunks {
-            let plain = match self.stored(chunk)? {
-                Some(stored) => unpack.plain(chunk, &stored)?,
-                None if have.has(&chunk.plain) => same(chunk, have.chunk(&chunk.plain)?)?,
+        let chunks = self.chunks_of(arch, name)?;
+        let read = |chunk: &Chunk| {
+            Ok(match self.read(chunk)? {
+                Some(stored) => Raw::Stored(*chunk, stored),
+                None if have.has(&chunk.plain) => Raw::Had(*chunk, have.chunk(&chunk.plain)?),
                 None => return Err(Refusal::Missing { part: name, count: 1, first: chunk.plain }),
-            };
-            whole.update(&plain);
-            out.write_all(&plain)?;
-        }
-        if whole.finish() != part.sha256 {
+            })
+        };
+        let unpacks = || Unpack::new().map(|mut unpack| move |raw: Raw| raw.plain(&mut unpack));
+        in_order(chunks.iter().map(read), unpacks, |plain: Result<Vec<u8>, Refusal>| Ok(out.write_all(&plain?)?))
+    }
+
+    /// Whether a reader gives a part, to its end and nothing more: chunk by chunk, as the signed index says.
+    ///
+    /// # Errors
+    /// The image is not in this file, or the reader fails.
+    pub fn is_part(
+        &self,
+        arch: Arch,
+        name: PartName,
+        reader: &mut dyn Read,
+        mut progress: impl FnMut(u64),
+    ) -> Result<bool, Refusal> {
+        let (chunks, mut done) = (self.chunks_of(arch, name)?, 0);
+        let read = |chunk: &Chunk| match bytes(&mut &mut *reader, chunk.plain_len as usize) {
+            Ok(plain) => Ok((*chunk, plain)),
+            Err(Refusal::Truncated) => Ok((*chunk, Vec::new())),
+            Err(other) => Err(other),
+        };
+        let mut same = true;
+        let is = |(chunk, plain): (Chunk, Vec<u8>)| (plain.len(), Digest::of(&plain) == chunk.plain);
+        in_order(
+            chunks.iter().map(read),
+            || Ok(is),
+            |(len, is)| {
+                same &= is;
+                done += len as u64;
+                progress(done);
+                Ok(())
+            },
+        )?;
+        Ok(same && reader.read(&mut [0])? == 0)
+    }
+
+    fn chunks_of(&self, arch: Arch, name: PartName) -> Result<Vec<Chunk>, Refusal> {
+        self.image(arch)?;
+        Ok(self.index(arch, name).ok_or(Refusal::Stripped { arch })?.to_vec())
+    }
+
+    /// Whether a part comes out of the file as it was signed, as a whole, too.
+    fn rehearse_part(&mut self, arch: Arch, name: PartName) -> Result<(), Refusal> {
+        let part = *self.image(arch)?.part(name);
+        let ((), digest) = hashed(|feed| self.write_part(arch, name, &mut NoSlot, &mut Fed(feed)))?;
+        if digest != part.sha256 {
             return Err(Refusal::damaged(format!("the {name} image is not the one that was signed")));
         }
         Ok(())
@@ -365,19 +407,26 @@ impl<R: Read + Seek> Checked<R> {
     pub fn verify(&mut self, mut progress: impl FnMut(u64)) -> Result<Report, Refusal> {
         let mut report = Report::default();
         self.sbom()?;
-        for chunks in self.indices.clone().iter().flatten().flatten() {
-            for chunk in chunks {
-                let Some(stored) = self.stored(chunk)? else {
-                    report.elsewhere += 1;
-                    continue;
-                };
+        let chunks: Vec<Chunk> = self.indices.iter().flatten().flatten().flatten().copied().collect();
+        let elsewhere = chunks.iter().filter(|chunk| !self.contains(chunk)).count();
+        let there = chunks.iter().filter_map(|chunk| match self.read(chunk) {
+            Ok(stored) => stored.map(|stored| Ok((*chunk, stored))),
+            Err(refusal) => Some(Err(refusal)),
+        });
+        let good = |(chunk, stored): (Chunk, Vec<u8>)| is_stored(&chunk, &stored).map(|()| chunk);
+        in_order(
+            there,
+            || Ok(good),
+            |chunk| {
+                let chunk = chunk?;
                 report.chunks += 1;
                 report.plain += u64::from(chunk.plain_len);
-                report.stored += stored.len() as u64;
+                report.stored += u64::from(chunk.stored_len);
                 progress(report.stored);
-            }
-        }
-        Ok(report)
+                Ok(())
+            },
+        )?;
+        Ok(Report { elsewhere, ..report })
     }
 
     /// Whether everything that is in the file also unpacks into what was signed: for those who make a bundle. If it did
@@ -390,7 +439,7 @@ impl<R: Read + Seek> Checked<R> {
             for (name, _) in image.parts() {
                 let Some(chunks) = self.index(arch, name).map(<[Chunk]>::to_vec) else { continue };
                 if chunks.iter().all(|chunk| self.contains(chunk)) {
-                    self.write_part(arch, name, &mut NoSlot, &mut io::sink())?;
+                    self.rehearse_part(arch, name)?;
                     continue;
                 }
                 let mut unpack = Unpack::new()?;
@@ -406,16 +455,56 @@ impl<R: Read + Seek> Checked<R> {
 
     /// The verified stored bytes of a chunk, if they are in this file.
     pub(crate) fn stored(&mut self, chunk: &Chunk) -> Result<Option<Vec<u8>>, Refusal> {
+        let stored = self.read(chunk)?;
+        stored.map(|stored| is_stored(chunk, &stored).map(|()| stored)).transpose()
+    }
+
+    /// The stored bytes of a chunk, if they are in this file; not verified.
+    fn read(&mut self, chunk: &Chunk) -> Result<Option<Vec<u8>>, Refusal> {
         let Some((at, len)) = self.places.get(&chunk.stored).copied() else { return Ok(None) };
         if len != chunk.stored_len {
             return Err(Refusal::damaged(format!("chunk {} has two lengths", chunk.stored)));
         }
         self.reader.seek(SeekFrom::Start(at))?;
-        let stored = bytes(&mut self.reader, len as usize)?;
-        if Digest::of(&stored) != chunk.stored {
-            return Err(Refusal::damaged(format!("chunk {}", chunk.stored)));
+        bytes(&mut self.reader, len as usize).map(Some)
+    }
+}
+
+fn is_stored(chunk: &Chunk, stored: &[u8]) -> Result<(), Refusal> {
+    if Digest::of(stored) != chunk.stored {
+        return Err(Refusal::damaged(format!("chunk {}", chunk.stored)));
+    }
+    Ok(())
+}
+
+/// Hashes what is written.
+struct Fed<'a, 'scope>(&'a Feed<'scope>);
+
+impl Write for Fed<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.give(bytes.to_vec()).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A chunk as it was read or found; nothing of it was verified yet.
+enum Raw {
+    Stored(Chunk, Vec<u8>),
+    Had(Chunk, Vec<u8>),
+}
+
+impl Raw {
+    fn plain(self, unpack: &mut Unpack) -> Result<Vec<u8>, Refusal> {
+        match self {
+            Self::Stored(chunk, stored) => {
+                is_stored(&chunk, &stored)?;
+                unpack.plain(&chunk, &stored)
+            }
+            Self::Had(chunk, plain) => same(&chunk, plain),
         }
-        Ok(Some(stored))
     }
 }
 

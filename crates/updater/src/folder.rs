@@ -4,10 +4,11 @@
 //! here: what the files say.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use bundle::{Digest, Hasher};
+use bundle::{Digest, hashed};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 /// Gives the bytes of a file that is being written.
 pub type Fill<'a> = &'a mut dyn FnMut(&mut dyn Write) -> io::Result<()>;
@@ -76,12 +77,20 @@ pub trait Folder {
         Ok(Some(bytes))
     }
 
+    /// How many bytes a file has.
+    ///
+    /// # Errors
+    /// There is no such file, or it cannot be read.
+    fn bytes(&self, name: &str) -> io::Result<u64> {
+        self.open(name)?.seek(SeekFrom::End(0))
+    }
+
     /// Whether a file has no bytes: a name that a power cut has left while a file was renamed, or written.
     ///
     /// # Errors
     /// There is no such file, or it cannot be read.
     fn is_empty(&self, name: &str) -> io::Result<bool> {
-        Ok(self.open(name)?.read(&mut [0])? == 0)
+        Ok(self.bytes(name)? == 0)
     }
 
     /// Gives a file another name, durably. On FAT, the kernel writes a new name with neither length nor content, and these
@@ -110,16 +119,28 @@ pub trait Folder {
     /// # Errors
     /// There is no such file, or it cannot be read.
     fn digest(&self, name: &str) -> io::Result<(u64, Digest)> {
-        let (mut file, mut hasher, mut bytes) = (self.open(name)?, Hasher::default(), 0);
-        let mut piece = vec![0; 64 * 1024];
-        loop {
-            let len = file.read(&mut piece)?;
-            let Some(read) = piece.get(..len).filter(|read| !read.is_empty()) else { break };
-            hasher.update(read);
-            bytes += read.len() as u64;
-        }
-        Ok((bytes, hasher.finish()))
+        let mut file = self.open(name)?;
+        hash_all(&mut file)
     }
+}
+
+/// Bytes and digest of what is read piece by piece, until there is no more. Reading and hashing wait for each other only
+/// as far as memory is bounded.
+pub(crate) fn hash_all(reader: &mut dyn Read) -> io::Result<(u64, Digest)> {
+    const PIECE: usize = 1 << 20;
+    hashed(|feed| {
+        let mut bytes = 0;
+        loop {
+            let mut piece = vec![0; PIECE];
+            let len = reader.read(&mut piece)?;
+            if len == 0 {
+                return Ok(bytes);
+            }
+            piece.truncate(len);
+            bytes += len as u64;
+            feed.give(piece)?;
+        }
+    })
 }
 
 /// A folder of the operating system.
@@ -163,7 +184,9 @@ impl Folder for OsFolder {
         use std::os::unix::fs::OpenOptionsExt as _;
         let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(self.path(name))?;
         fill(&mut file)?;
-        file.sync_all()
+        file.sync_all()?;
+        // Whoever reads it now reads what is on the disk.
+        Ok(posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
     }
 
     fn append(&self, name: &str, bytes: &[u8]) -> io::Result<()> {

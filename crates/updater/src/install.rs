@@ -5,14 +5,15 @@
 use std::cmp::Ordering;
 use std::io::{self, Read, Seek};
 
-use bundle::{Bundle, Checked, Have, PartName, Refusal, ThisBox};
+use bundle::{Bundle, Checked, Have, NoSlot, Part, PartName, Refusal, ThisBox};
 
-use crate::disk::Stretch;
+use crate::disk::{Pen, Stretch};
 use crate::entry::{Entry, Tries, compare_versions, staged};
+use crate::folder::hash_all;
 use crate::gpt::{Partition, Table};
 use crate::history::Event;
 use crate::journal::{Journal, Newest, Reason, Release, State};
-use crate::slots::{RunningChunks, Slot, Slots, digest, ids, label, verity_label};
+use crate::slots::{RunningChunks, Slot, Slots, ids, label, verity_label};
 #[cfg(test)]
 use crate::tests::Bug;
 use crate::updater::{Error, Updater};
@@ -47,6 +48,8 @@ pub enum Step {
 
 /// Hears how many bytes of how many are done.
 type Report<'a> = &'a mut dyn FnMut(Step, u64, u64);
+/// Says whether a reader gives a part; hears how many of its bytes are read.
+type Same<'a> = &'a dyn Fn(PartName, &Part, &mut dyn Read, &mut dyn FnMut(u64)) -> Result<bool, Error>;
 
 impl Updater<'_> {
     /// Checks a bundle to its last byte and says what installing it would do. Writes nothing.
@@ -57,7 +60,7 @@ impl Updater<'_> {
         let journal = self.journal()?;
         self.must_be_free(&journal)?;
         let mut checked = Bundle::open(file)?.judge(&self.trust(&journal)?)?;
-        self.judge(&journal, &mut checked, report)
+        Ok(self.judge(&journal, &mut checked, report)?.0)
     }
 
     /// Checks a bundle, writes it into the slot that does not run, and reads it back. The slot is not bootable before
@@ -68,7 +71,7 @@ impl Updater<'_> {
     pub fn stage(&self, file: impl Read + Seek, by: &str, report: Report<'_>) -> Result<Plan, Error> {
         let mut journal = self.journal()?;
         self.must_be_free(&journal)?;
-        let (mut checked, plan) = match self.take_in(&mut journal, file, report) {
+        let (mut checked, plan, mut have) = match self.take_in(&mut journal, file, report) {
             Ok(judged) => judged,
             Err(error) => {
                 self.step(&mut journal, Event::Refused, &format!("a file from {by}: {error}"))?;
@@ -77,8 +80,11 @@ impl Updater<'_> {
         };
         journal.attempts += 1;
         self.begin(&mut journal, &plan, by)?;
-        self.write(&mut checked, &plan, report)?;
-        self.read_back(&plan.to, report)?;
+        self.write(&mut checked, &plan, &mut have, report)?;
+        let by_chunks = |name, _: &Part, reader: &mut dyn Read, progress: &mut dyn FnMut(u64)| {
+            Ok(checked.is_part(self.settings.arch, name, reader, progress)?)
+        };
+        self.read_back(&plan.to, &by_chunks, report)?;
         self.name_slot(&plan.to)?;
         let to = plan.to.clone();
         journal.state = State::Staged { to, whole: true, by: by.to_owned(), approved_by: None };
@@ -93,11 +99,11 @@ impl Updater<'_> {
         journal: &mut Journal,
         file: R,
         report: Report<'_>,
-    ) -> Result<(Checked<R>, Plan), Error> {
+    ) -> Result<(Checked<R>, Plan, RunningChunks<'_>), Error> {
         let mut checked = Bundle::open(file)?.judge(&self.trust(journal)?)?;
         learn(journal, &checked);
-        let plan = self.judge(journal, &mut checked, report)?;
-        Ok((checked, plan))
+        let (plan, have) = self.judge(journal, &mut checked, report)?;
+        Ok((checked, plan, have))
     }
 
     /// A second person says that the staged release is the one they want.
@@ -134,7 +140,7 @@ impl Updater<'_> {
         }
         let to = to.clone();
         if !fresh {
-            self.read_back(&to, report)?;
+            self.read_back(&to, &is_whole, report)?;
         }
         report(Step::Arm, 0, 1);
         let checkpoint = checkpoint_name(journal.attempts, &journal.running.version, &to.version);
@@ -208,13 +214,13 @@ impl Updater<'_> {
         Err(Error::Not(why))
     }
 
-    /// Whether this release may be installed on this box, and how.
+    /// Whether this release may be installed on this box, and how; and the chunks that it takes from what runs.
     fn judge<R: Read + Seek>(
         &self,
         journal: &Journal,
         checked: &mut Checked<R>,
         report: Report<'_>,
-    ) -> Result<Plan, Error> {
+    ) -> Result<(Plan, RunningChunks<'_>), Error> {
         let this = ThisBox {
             arch: self.settings.arch,
             floor: journal.floor,
@@ -226,12 +232,13 @@ impl Updater<'_> {
         self.check_place(journal, &to, &inactive)?;
         let whole = stored_bytes(checked);
         checked.verify(|done| report(Step::Check, done, whole))?;
-        if let Some(missing) = checked.missing(this.arch, &self.have(&active)?)?.first() {
+        let have = self.have(checked, &active)?;
+        if let Some(missing) = checked.missing(this.arch, &have)?.first() {
             return Err(Refusal::Missing { part: missing.part, count: missing.count, first: missing.first }.into());
         }
         let manifest = checked.manifest();
         let stale = journal.newest.as_ref().filter(|newest| newest.built_s > manifest.built_s);
-        Ok(Plan {
+        let plan = Plan {
             from: journal.running.clone(),
             slot: inactive.name,
             bytes: to.image.iter().flat_map(|image| image.parts()).map(|(_, part)| part.bytes).sum(),
@@ -241,7 +248,8 @@ impl Updater<'_> {
             notes: manifest.notes.clone(),
             signers: checked.signers().iter().map(ToString::to_string).collect(),
             to,
-        })
+        };
+        Ok((plan, have))
     }
 
     /// Whether there is room for it, and whether the boot loader would take it.
@@ -273,7 +281,7 @@ impl Updater<'_> {
         let kernel = image.map_or(0, |image| image.kernel.bytes);
         let mut room = self.esp.free_bytes()?;
         for name in self.given_up(journal)? {
-            room += self.esp.digest(&name)?.0;
+            room += self.esp.bytes(&name)?;
         }
         if room < kernel {
             return Err(Error::Not(format!(
@@ -294,7 +302,11 @@ impl Updater<'_> {
         Ok(names)
     }
 
-    fn have(&self, active: &Slot) -> Result<impl Have + '_, Error> {
+    /// What runs is read and cut only for a release that leaves something out.
+    fn have<R: Read + Seek>(&self, checked: &Checked<R>, active: &Slot) -> Result<RunningChunks<'_>, Error> {
+        if checked.missing(self.settings.arch, &NoSlot)?.is_empty() {
+            return Ok(RunningChunks::none(self.disk, self.esp));
+        }
         let entries = self.entries(&self.booted.version)?;
         Ok(RunningChunks::find(self.disk, self.esp, active, entries.first().map(Entry::name))?)
     }
@@ -329,46 +341,58 @@ impl Updater<'_> {
         self.empty_slot()
     }
 
-    fn write<R: Read + Seek>(&self, checked: &mut Checked<R>, plan: &Plan, report: Report<'_>) -> Result<(), Error> {
-        let Slots { active, inactive } = self.slots()?;
-        let (arch, mut have, mut done) = (self.settings.arch, self.have(&active)?, 0);
+    fn write<R: Read + Seek>(
+        &self,
+        checked: &mut Checked<R>,
+        plan: &Plan,
+        have: &mut impl Have,
+        report: Report<'_>,
+    ) -> Result<(), Error> {
+        let Slots { inactive, .. } = self.slots()?;
+        let (arch, mut done) = (self.settings.arch, 0);
         let mut part = |name: PartName, out: &mut dyn io::Write| {
             let mut counted = Counted { out, done: &mut done, whole: plan.bytes, report: &mut *report };
-            checked.write_part(arch, name, &mut have, &mut counted)
+            checked.write_part(arch, name, have, &mut counted)
         };
         for (name, place) in [(PartName::Root, &inactive.root), (PartName::Verity, &inactive.verity)] {
-            part(name, &mut Stretch::new(self.disk, place.at, place.bytes))?;
+            let mut pen = Pen::new(self.disk, place.at, place.bytes);
+            part(name, &mut pen)?;
+            io::Write::flush(&mut pen)?;
         }
         self.disk.sync()?;
         self.esp.write(&staged(&plan.to.version), &mut |out| part(PartName::Kernel, out).map_err(io::Error::other))?;
         Ok(self.esp.sync()?)
     }
 
-    /// Compares what lies on the disks with what was signed.
-    fn read_back(&self, to: &Release, report: Report<'_>) -> Result<(), Error> {
+    /// Compares what lies on the disks with what was signed: `same` is given each part of the release.
+    fn read_back(&self, to: &Release, same: Same<'_>, report: Report<'_>) -> Result<(), Error> {
         #[cfg(test)]
         if self.planted(Bug::NoReadBack) {
             return Ok(());
         }
         let Some(image) = &to.image else { return Ok(()) };
         let Slots { inactive, .. } = self.slots()?;
-        let whole = image.root.bytes + image.verity.bytes;
-        let mut done = 0;
-        for (part, place) in [(&image.root, &inactive.root), (&image.verity, &inactive.verity)] {
-            let mut progress = |bytes| {
-                done += bytes;
-                report(Step::ReadBack, done, whole);
+        let whole = image.parts().iter().map(|(_, part)| part.bytes).sum();
+        let mut before = 0;
+        for (name, part) in image.parts() {
+            let mut progress = |bytes| report(Step::ReadBack, before + bytes, whole);
+            let place = match name {
+                PartName::Root => Some(&inactive.root),
+                PartName::Verity => Some(&inactive.verity),
+                PartName::Kernel => None,
             };
-            if digest(self.disk, place, part.bytes, &mut progress)? != part.sha256 {
+            let good = match place {
+                Some(place) => same(name, part, &mut Stretch::new(self.disk, place.at, part.bytes), &mut progress)?,
+                // A file that cannot be found is not the one that was written.
+                None => match self.esp.open(&staged(&to.version)) {
+                    Ok(mut file) => same(name, part, &mut file, &mut progress)?,
+                    Err(_) => false,
+                },
+            };
+            if !good {
                 return Err(lost(place));
             }
-        }
-        let kernel = self.esp.digest(&staged(&to.version));
-        if kernel.ok() != Some((image.kernel.bytes, image.kernel.sha256)) {
-            return Err(Error::Not(
-                "The boot partition does not give back what was written to it: it may be failing. Nothing was changed for the next start."
-                    .into(),
-            ));
+            before += part.bytes;
         }
         Ok(())
     }
@@ -384,11 +408,18 @@ impl Updater<'_> {
     }
 }
 
-fn lost(place: &Partition) -> Error {
+fn lost(place: Option<&Partition>) -> Error {
+    let what = place.map_or("The boot partition".to_owned(), |place| format!("Partition {}", place.index + 1));
     Error::Not(format!(
-        "Partition {} does not give back what was written to it: the disk may be failing. Nothing was changed for the next start.",
-        place.index + 1
+        "{what} does not give back what was written to it: the disk may be failing. Nothing was changed for the next start."
     ))
+}
+
+/// As a whole: for what was written earlier.
+fn is_whole(_: PartName, part: &Part, reader: &mut dyn Read, progress: &mut dyn FnMut(u64)) -> Result<bool, Error> {
+    let is = hash_all(reader)? == (part.bytes, part.sha256);
+    progress(part.bytes);
+    Ok(is)
 }
 
 /// What a good file teaches even where its release is not taken: who may sign, and that there is something newer.

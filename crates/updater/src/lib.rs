@@ -23,6 +23,8 @@ mod host;
 mod install;
 mod journal;
 mod slots;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 mod updater;

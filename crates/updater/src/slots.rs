@@ -1,12 +1,12 @@
 //! The two slots of a disk: which one runs, what they hold, and their chunks.
 //!
-//! Lives here: finding the slots in a partition table, the digests of partitions, the chunks that a thin bundle leaves out.
+//! Lives here: finding the slots in a partition table, the chunks that a thin bundle leaves out.
 //! Not here: when a slot is written (install.rs). The slot that runs is never written.
 
 use std::collections::HashMap;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 
-use bundle::{Arch, Digest, Hasher, Have, cut};
+use bundle::{Arch, Digest, Have, cut};
 
 use crate::disk::{Disk, Stretch};
 use crate::folder::Folder;
@@ -102,23 +102,6 @@ pub fn ids(root_hash: &Digest) -> [Guid; 2] {
     [half(0), half(16)]
 }
 
-/// The digest of the first bytes of a partition, read from the disk. `progress` hears how many were read.
-pub(crate) fn digest(
-    disk: &dyn Disk,
-    partition: &Partition,
-    bytes: u64,
-    progress: &mut dyn FnMut(u64),
-) -> io::Result<Digest> {
-    let mut stretch = Stretch::new(disk, partition.at, bytes.min(partition.bytes));
-    let (mut hasher, mut piece) = (Hasher::default(), vec![0; 1 << 20]);
-    loop {
-        let len = stretch.read(&mut piece)?;
-        let Some(read) = piece.get(..len).filter(|read| !read.is_empty()) else { return Ok(hasher.finish()) };
-        hasher.update(read);
-        progress(len as u64);
-    }
-}
-
 /// How many bytes of the slot's partitions are used: the hash tree's own header says so. The whole partitions where there
 /// is no such header.
 pub(crate) fn used(disk: &dyn Disk, slot: &Slot) -> io::Result<[u64; 2]> {
@@ -160,6 +143,11 @@ pub(crate) struct RunningChunks<'a> {
 }
 
 impl<'a> RunningChunks<'a> {
+    /// For a release that leaves nothing out: knows no chunk.
+    pub(crate) fn none(disk: &'a dyn Disk, esp: &'a dyn Folder) -> Self {
+        Self { disk, esp, kernel: None, places: HashMap::new() }
+    }
+
     /// Reads and cuts all of it.
     pub(crate) fn find(
         disk: &'a dyn Disk,
@@ -167,7 +155,7 @@ impl<'a> RunningChunks<'a> {
         slot: &Slot,
         kernel: Option<String>,
     ) -> io::Result<Self> {
-        let mut found = Self { disk, esp, kernel, places: HashMap::new() };
+        let mut found = Self { kernel, ..Self::none(disk, esp) };
         let used = used(disk, slot)?;
         for (partition, bytes) in [&slot.root, &slot.verity].into_iter().zip(used) {
             found.add(Place::Disk, partition.at, Stretch::new(disk, partition.at, bytes))?;

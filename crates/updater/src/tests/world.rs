@@ -15,14 +15,15 @@ use super::Bug;
 use super::fat::Fat;
 use super::loader;
 use super::media::{Cut, Image, Media, Posix, Power};
-use crate::disk::{Disk, SECTOR};
+use crate::disk::Disk;
 use crate::entry::Entry;
 use crate::folder::Folder;
-use crate::gpt::{Guid, Table, crc32};
+use crate::gpt::{Guid, Table};
 use crate::history::Event;
 use crate::host::Host;
 use crate::journal::{Reason, Release, State};
 use crate::slots::{Booted, ids};
+use crate::testing::{self, ROOT_KIND, VERITY_KIND, partition};
 use crate::updater::{Error, Settings, Updater};
 
 const KIB: u64 = 1024;
@@ -250,42 +251,10 @@ pub(super) struct World {
     esp_bytes: u64,
 }
 
-fn partition(kind: &str, id: Guid, label: &str, at: u64, bytes: u64) -> [u8; 128] {
-    let mut entry = [0; 128];
-    entry[..16].copy_from_slice(&Guid::parse(kind).unwrap().to_disk());
-    entry[16..32].copy_from_slice(&id.to_disk());
-    entry[32..40].copy_from_slice(&(at / SECTOR).to_le_bytes());
-    entry[40..48].copy_from_slice(&((at + bytes) / SECTOR - 1).to_le_bytes());
-    for (unit, place) in label.encode_utf16().zip(entry[56..].chunks_exact_mut(2)) {
-        place.copy_from_slice(&unit.to_le_bytes());
-    }
-    entry
-}
-
 /// A partition table over entries, both copies.
 pub(super) fn table(bytes: &mut [u8], entries: &[[u8; 128]]) {
-    let mut array = entries.concat();
-    array.resize(128 * 128, 0);
-    let last = bytes.len() as u64 / SECTOR - 1;
-    for (at, other, entries_at) in [(1, last, 2), (last, 1, last - 32)] {
-        let mut header = [0_u8; 92];
-        header[..8].copy_from_slice(b"EFI PART");
-        header[8..12].copy_from_slice(&0x1_0000_u32.to_le_bytes());
-        header[12..16].copy_from_slice(&92_u32.to_le_bytes());
-        for (place, number) in [(24, at), (32, other), (40, 34), (48, last - 33), (72, entries_at)] {
-            header[place..place + 8].copy_from_slice(&number.to_le_bytes());
-        }
-        header[56..72].copy_from_slice(&[9; 16]);
-        for (place, number) in [(80, 128_u32), (84, 128), (88, crc32(&array))] {
-            header[place..place + 4].copy_from_slice(&number.to_le_bytes());
-        }
-        let sum = crc32(&header);
-        header[16..20].copy_from_slice(&sum.to_le_bytes());
-        let put = |bytes: &mut [u8], at: u64, new: &[u8]| {
-            bytes[(at * SECTOR) as usize..][..new.len()].copy_from_slice(new);
-        };
-        put(bytes, at, &header);
-        put(bytes, entries_at, &array);
+    for (at, new) in testing::table(bytes.len() as u64, entries) {
+        bytes[at as usize..][..new.len()].copy_from_slice(&new);
     }
 }
 
@@ -297,16 +266,15 @@ fn factory(esp_bytes: u64) -> (Vec<u8>, u64) {
     let places = [root_a, root_a + ROOT, root_a + ROOT + VERITY, root_a + 2 * ROOT + VERITY];
     let mut bytes = vec![0; (root_a + 2 * (ROOT + VERITY) + 64 * KIB) as usize];
     let [root_id, verity_id] = ids(&root_hash);
-    let (root_kind, verity_kind) = ("4f68bce3-e8cd-4db1-96e7-fbcaf984b709", "2c7357ed-ebd2-46d9-aec1-23d437ec2bf5");
     let id = |number: u8| Guid([number; 16]);
     table(
         &mut bytes,
         &[
-            partition("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", id(1), "ESP", esp_at, esp_bytes),
-            partition(root_kind, root_id, "skerry_1.1.0", places[0], ROOT),
-            partition(verity_kind, verity_id, "skerry_1.1.0_verity", places[1], VERITY),
-            partition(root_kind, id(4), "_empty", places[2], ROOT),
-            partition(verity_kind, id(5), "_empty", places[3], VERITY),
+            partition(testing::ESP_KIND, id(1), "ESP", esp_at, esp_bytes),
+            partition(ROOT_KIND, root_id, "skerry_1.1.0", places[0], ROOT),
+            partition(VERITY_KIND, verity_id, "skerry_1.1.0_verity", places[1], VERITY),
+            partition(ROOT_KIND, id(4), "_empty", places[2], ROOT),
+            partition(VERITY_KIND, id(5), "_empty", places[3], VERITY),
         ],
     );
     bytes[places[0] as usize..][..root.len()].copy_from_slice(&root);
