@@ -5,6 +5,7 @@
 //! loader.rs; what is tested in power.rs (cuts), paths.rs (whole paths) and refused.rs (what is not taken).
 
 mod fat;
+mod large;
 mod loader;
 mod media;
 mod paths;
