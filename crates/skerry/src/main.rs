@@ -8,6 +8,7 @@ mod console;
 mod desk;
 mod docs;
 mod floor;
+mod rtc;
 mod update;
 
 use std::io::Write as _;

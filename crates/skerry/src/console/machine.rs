@@ -29,6 +29,8 @@ pub(crate) trait Machine {
     fn addresses(&self) -> Vec<IpAddr>;
     fn memory_mib(&self) -> u64;
     fn now(&self) -> OffsetDateTime;
+    /// Sets the clock, and what it may never stand before. A sentence if the machine's own clock did not take it.
+    fn set_time(&mut self, to: OffsetDateTime) -> Result<Option<String>, String>;
     /// A moment, before something is asked again.
     fn pause(&mut self);
 }
@@ -106,6 +108,11 @@ impl Machine for ThisMachine {
     fn now(&self) -> OffsetDateTime {
         let seconds = i64::try_from(Clock::system().now_ms() / 1000).unwrap_or(0);
         OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    }
+
+    fn set_time(&mut self, to: OffsetDateTime) -> Result<Option<String>, String> {
+        let seconds = u64::try_from(to.unix_timestamp()).map_err(|_| "before 1970".to_owned())?;
+        crate::floor::set(seconds).map_err(|why| format!("{why:#}"))
     }
 
     fn pause(&mut self) {

@@ -15,11 +15,12 @@ use super::setup::{self, Admin, Certificate};
 use super::stick::{self, Stick};
 use super::wizard::{self, Terminal};
 use super::{orders, papers, provision, steps};
+use crate::bundle::moment;
 
 const MENU: &str = "\n  1 status             6 back to the release before   11 history of updates\n  \
                     2 new password       7 restart the machine          12 what the box says\n  \
                     3 network            8 switch it off                13 the same onto a stick\n  \
-                    4 update from stick  9 orders on a stick\n  \
+                    4 update from stick  9 orders on a stick            14 time\n  \
                     5 approve an update 10 status of updates\n";
 /// What a person needs to see of the journal, and what somebody who helps them from far away may want.
 const SAYS: [&str; 5] = ["--boot", "--unit=skerry*", "--unit=nftables.service", "--lines=200", "--output=short-iso"];
@@ -68,6 +69,7 @@ fn choose<R: BufRead, W: Write>(
             terminal.pages(&said)
         }
         "13" => onto_stick(terminal, machine),
+        "14" => time(terminal, layout, machine),
         other => terminal.say(&format!("  there is no {other:?}")),
     }
 }
@@ -207,6 +209,28 @@ fn update<R: BufRead, W: Write>(terminal: &mut Terminal<R, W>, machine: &mut imp
     terminal.say("  no stick with an update file (*.skerry) is there")
 }
 
+/// The clock goes by what a person says: nobody else is asked.
+fn time<R: BufRead, W: Write>(
+    terminal: &mut Terminal<R, W>,
+    layout: &Layout,
+    machine: &mut impl Machine,
+) -> Result<()> {
+    let seconds = u64::try_from(machine.now().unix_timestamp()).unwrap_or(0);
+    terminal.say(&format!("  it is {} (UTC)", moment(seconds)))?;
+    let to = terminal.ask("The time now (UTC), such as 2026-11-22 18:30, or `stay`", "stay", |text| match text {
+        "stay" => Ok(None),
+        text => setup::moment(text).map(Some),
+    })?;
+    let Some(to) = to else { return Ok(()) };
+    match machine.set_time(to).map_err(anyhow::Error::msg)? {
+        None => terminal.say("  done; the machine's own clock goes by it, too")?,
+        Some(why) => terminal.say(&format!("  done; but the machine has no clock of its own that takes it ({why})"))?,
+    }
+    // A certificate of another time is no good.
+    steps::renew(layout, machine)?;
+    Ok(())
+}
+
 /// A second person says that they have seen what waits.
 fn approve<R: BufRead, W: Write>(terminal: &mut Terminal<R, W>, machine: &mut impl Machine) -> Result<()> {
     updater(&["status"], machine)?;
@@ -293,6 +317,19 @@ mod tests {
         assert!(talk("", &mut machine).contains("does not answer"));
         let mut holding = Fake { maintenance: true, ..Fake::default() };
         assert!(talk("", &mut holding).contains("server holds still for an update; clients wait"));
+    }
+
+    #[test]
+    fn a_person_says_what_time_it_is() {
+        let mut machine = Fake::default();
+        let said = talk("14\n2026\n2026-11-22 18:30\n14\n\n", &mut machine);
+        assert!(said.contains("it is 2027-01-15 08:00 (UTC)") && said.contains("is not a time such as"), "{said}");
+        assert!(
+            said.contains("no clock of its own that takes it") && said.contains("it is 2026-11-22 18:30"),
+            "{said}"
+        );
+        let set: Vec<&String> = machine.calls.iter().filter(|call| call.starts_with("clock ")).collect();
+        assert_eq!(set, ["clock 1795372200"]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use homeserver::config::Config;
+use time::{Date, OffsetDateTime, PrimitiveDateTime};
 
 /// Everything that has to be known before the server can start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,6 +167,19 @@ pub(crate) fn password(text: &str) -> Result<String, String> {
     }
 }
 
+/// A time such as `2026-11-22 18:30`, in UTC.
+pub(crate) fn moment(text: &str) -> Result<OffsetDateTime, String> {
+    let wrong = || format!("`{}` is not a time such as 2026-11-22 18:30", text.trim());
+    let numbers: Option<Vec<u16>> = text.trim().split(['-', ' ', ':']).map(|part| part.parse().ok()).collect();
+    let Some([year, rest @ ..]) = numbers.as_deref() else { return Err(wrong()) };
+    let rest: Result<Vec<u8>, _> = rest.iter().map(|number| u8::try_from(*number)).collect();
+    let Ok([month, day, hour, minute]) = rest.as_deref() else { return Err(wrong()) };
+    let date = time::Month::try_from(*month)
+        .and_then(|month| Date::from_calendar_date(i32::from(*year), month, *day))
+        .and_then(|date| date.with_hms(*hour, *minute, 0));
+    date.map(PrimitiveDateTime::assume_utc).map_err(|_| wrong())
+}
+
 pub(crate) fn reach(text: &str) -> Result<Reach, String> {
     match text.trim() {
         "nothing" => Ok(Reach::Nothing),
@@ -246,6 +260,14 @@ mod tests {
         assert!(password("0123456789").is_ok() && password("012345678").is_err());
         let admin = Admin { username: "root".to_owned(), password: "secret secret".to_owned() };
         assert!(!format!("{admin:?}").contains("secret"));
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(moment(" 2026-11-22 18:30\n").unwrap().unix_timestamp(), 1_795_372_200);
+        for bad in ["", "2026-11-22", "2026-13-01 00:00", "2026-02-29 00:00", "2026-01-01 24:00", "1-1-1-1-1-1", "x"] {
+            assert!(moment(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

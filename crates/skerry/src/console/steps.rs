@@ -332,6 +332,12 @@ pub(crate) mod tests {
             self.now
         }
 
+        fn set_time(&mut self, to: OffsetDateTime) -> Result<Option<String>, String> {
+            self.calls.push(format!("clock {}", to.unix_timestamp()));
+            self.now = to;
+            Ok(Some("/dev/rtc0: none".to_owned()))
+        }
+
         fn pause(&mut self) {
             self.server_in = self.server_in.saturating_sub(1);
         }
