@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use homeserver::dirs;
 use serde_json::json;
+use toml::{Table, Value};
 
 use super::setup::{Admin, Network, Reach, Setup};
 
@@ -63,6 +64,16 @@ impl Layout {
         self.config.join("skerry.toml")
     }
 
+    /// Those before, while nobody knows yet whether the server starts with the new ones.
+    pub(crate) fn settings_before(&self) -> PathBuf {
+        self.config.join("skerry.before")
+    }
+
+    /// Files that the settings name.
+    pub(crate) fn beside(&self) -> PathBuf {
+        self.config.join("files")
+    }
+
     /// A box is set up once the server has settings: they are written last.
     pub(crate) fn is_set_up(&self) -> bool {
         self.settings().exists()
@@ -102,12 +113,12 @@ impl Layout {
     }
 
     /// Writes everything. Cut short at any point, the box is as if nothing had been written.
-    pub(crate) fn write(&self, setup: &Setup, papers: &Papers, memory_mib: u64) -> Result<()> {
+    pub(crate) fn write(&self, setup: &Setup, papers: &Papers, settings: &str) -> Result<()> {
         self.write_first_admin(&setup.admin)?;
         self.write_network(&setup.network)?;
         self.write_reach(setup.reach)?;
         self.write_papers(papers)?;
-        self.shared(&self.settings(), &self.server_settings(setup, papers.authority.is_some(), memory_mib))
+        self.shared(&self.settings(), settings)
     }
 
     pub(crate) fn write_first_admin(&self, admin: &Admin) -> Result<()> {
@@ -119,7 +130,7 @@ impl Layout {
         self.public(&self.config.join("network/10-site.network"), &networkd(network))
     }
 
-    fn write_reach(&self, reach: Reach) -> Result<()> {
+    pub(crate) fn write_reach(&self, reach: Reach) -> Result<()> {
         let mark = self.config.join("site");
         match reach {
             Reach::Site => self.public(&mark, "The server may reach private addresses.\n"),
@@ -145,27 +156,30 @@ impl Layout {
         Some(Admin { username: text("username")?, password: text("password")? })
     }
 
-    fn server_settings(&self, setup: &Setup, has_authority: bool, memory_mib: u64) -> String {
-        let papers = quoted_path(&self.papers());
-        let mut text = format!(
-            "# Written by the console at the first set-up. Yours to change; see the reference of all settings.\n\
-             server_name = {}\ndata_dir = {}\nmemory_budget = \"{}MiB\"\nadmin.socket = {}\n\
-             well_known.client_base_url = {}\n",
-            quoted(&setup.server_name),
-            quoted_path(&self.data),
-            budget_mib(memory_mib),
-            quoted_path(&self.socket),
-            quoted(&setup.url()),
-        );
-        if has_authority {
-            text.push_str(&format!("web.authority = {}\n", quoted_path(&self.authority())));
+    /// What the server is told at the first set-up.
+    pub(crate) fn server_settings(&self, setup: &Setup, memory_mib: u64) -> String {
+        let path = |path: &Path| Value::String(path.to_string_lossy().into_owned());
+        let tls = Value::Table(table([("certificate", path(&self.papers())), ("key", path(&self.papers()))]));
+        let listener = |address: &SocketAddr| {
+            let trusted_proxies = Value::Array(Vec::new());
+            Value::Table(table([
+                ("bind", Value::String(address.to_string())),
+                ("trusted_proxies", trusted_proxies),
+                ("tls", tls.clone()),
+            ]))
+        };
+        let mut settings = table([
+            ("server_name", Value::String(setup.server_name.clone())),
+            ("data_dir", path(&self.data)),
+            ("memory_budget", Value::String(format!("{}MiB", budget_mib(memory_mib)))),
+            ("admin", Value::Table(table([("socket", path(&self.socket))]))),
+            ("well_known", Value::Table(table([("client_base_url", Value::String(setup.url()))]))),
+            ("listeners", Value::Array(self.listeners.iter().map(listener).collect())),
+        ]);
+        if setup.certificate.has_authority() {
+            settings.insert("web".to_owned(), Value::Table(table([("authority", path(&self.authority()))])));
         }
-        for address in &self.listeners {
-            text.push_str(&format!(
-                "\n[[listeners]]\nbind = \"{address}\"\ntrusted_proxies = []\ntls = {{ certificate = {papers}, key = {papers} }}\n",
-            ));
-        }
-        text
+        text(&settings)
     }
 
     /// For everybody on the box.
@@ -174,7 +188,7 @@ impl Layout {
     }
 
     /// For root and the server.
-    fn shared(&self, path: &Path, text: &str) -> Result<()> {
+    pub(crate) fn shared(&self, path: &Path, text: &str) -> Result<()> {
         self.replace(path, text, 0o640, self.group)
     }
 
@@ -222,13 +236,49 @@ pub(crate) fn joined(chain: &str, key: &str) -> String {
     format!("{}\n{key}", chain.trim_end())
 }
 
-/// JSON's strings are TOML's, too.
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+fn table<const N: usize>(pairs: [(&str, Value); N]) -> Table {
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
-fn quoted_path(path: &Path) -> String {
-    quoted(&path.to_string_lossy())
+/// A settings file.
+pub(crate) fn text(settings: &Table) -> String {
+    let mut text = "# Written by the console. An order on a stick changes it (`[settings]`).\n".to_owned();
+    for (key, value) in settings.iter().filter(|(_, value)| !value.is_table()) {
+        text.push_str(&format!("{} = {}\n", key_of(key), written(value)));
+    }
+    for (section, inner) in settings.iter().filter_map(|(key, value)| Some((key, value.as_table()?))) {
+        text.push_str(&format!("\n[{}]\n", key_of(section)));
+        inner.iter().for_each(|(key, value)| text.push_str(&format!("{} = {}\n", key_of(key), written(value))));
+    }
+    text
+}
+
+/// A value as it stands behind a key, on one line.
+fn written(value: &Value) -> String {
+    match value {
+        Value::String(text) => quoted(text),
+        Value::Float(number) if number.is_nan() => "nan".to_owned(),
+        Value::Float(number) => format!("{number:?}"),
+        Value::Array(all) => format!("[{}]", all.iter().map(written).collect::<Vec<_>>().join(", ")),
+        Value::Table(table) => {
+            let pairs: Vec<String> =
+                table.iter().map(|(key, value)| format!("{} = {}", key_of(key), written(value))).collect();
+            format!("{{ {} }}", pairs.join(", "))
+        }
+        Value::Integer(number) => number.to_string(),
+        Value::Boolean(truth) => truth.to_string(),
+        Value::Datetime(moment) => moment.to_string(),
+    }
+}
+
+fn key_of(key: &str) -> String {
+    let is_bare = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+    if is_bare { key.to_owned() } else { quoted(key) }
+}
+
+/// A text or a key between quotes: JSON's are TOML's, too, but for one character.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
 /// Half of the machine: the other half is for files in memory, and for what the server cannot count.
@@ -288,7 +338,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::below(dir.path());
         assert!(!layout.is_set_up());
-        layout.write(&setup(), &papers(), 4096).unwrap();
+        layout.write(&setup(), &papers(), &layout.server_settings(&setup(), 4096)).unwrap();
         assert!(layout.is_set_up());
         let config = Config::load(&Overrides { file: Some(layout.settings()), ..Overrides::default() }).unwrap();
         assert_eq!(config.memory_budget.to_string(), "2GiB");
@@ -303,7 +353,7 @@ mod tests {
         let layout = Layout::below(dir.path());
         // As in the console's unit. What other tests make in this moment is private, too.
         let before = umask(Mode::S_IRWXG | Mode::S_IRWXO);
-        let outcome = layout.write(&setup(), &papers(), 4096);
+        let outcome = layout.write(&setup(), &papers(), &layout.server_settings(&setup(), 4096));
         umask(before);
         outcome.unwrap();
         assert_eq!((mode(&layout.config.join("tls")), mode(&layout.config.join("network"))), (0o755, 0o755));
@@ -330,6 +380,16 @@ mod tests {
         let text = networkd(&setup().network);
         assert!(text.contains("\nAddress=10.1.2.3/24\nGateway=10.1.2.1\n") && !text.contains("DHCP=yes"), "{text}");
         assert!(networkd(&Network::Dhcp).contains("\nDHCP=yes\n"));
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_read() {
+        let settings: Table =
+            "a = 1\nb = -1.0\nc = 1e300\nd = true\ne = \"x\\u007f\\n\\\"ä\\\\\"\nf = [[1], []]\n'g h' = 2.5\n\
+             [i]\nj = { k = [{ l = 1 }], m = {} }\n'n.o' = 1979-05-27\n[i.p]\nq = inf\n[r]\n"
+                .parse()
+                .unwrap();
+        assert_eq!(text(&settings).parse::<Table>().unwrap(), settings);
     }
 
     #[test]

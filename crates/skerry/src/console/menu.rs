@@ -6,6 +6,7 @@ use std::io::{BufRead, Write};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use homeserver::config::{Config, Overrides};
 use http::Method;
 use serde_json::Value;
 
@@ -68,7 +69,7 @@ fn choose<R: BufRead, W: Write>(
             let said = machine.journal(&SAYS, None).map_err(anyhow::Error::msg)?;
             terminal.pages(&said)
         }
-        "13" => onto_stick(terminal, machine),
+        "13" => onto_stick(terminal, layout, machine),
         "14" => time(terminal, layout, machine),
         other => terminal.say(&format!("  there is no {other:?}")),
     }
@@ -132,12 +133,16 @@ fn shown<R: BufRead, W: Write>(args: &[&str], terminal: &mut Terminal<R, W>, mac
     if good { Ok(()) } else { anyhow::bail!("that did not go well; see above") }
 }
 
-/// The journal of all starts, and where updates stand, for somebody elsewhere.
-fn onto_stick<R: BufRead, W: Write>(terminal: &mut Terminal<R, W>, machine: &mut impl Machine) -> Result<()> {
+/// The journal of all starts, where updates stand, and the settings, for somebody elsewhere.
+fn onto_stick<R: BufRead, W: Write>(
+    terminal: &mut Terminal<R, W>,
+    layout: &Layout,
+    machine: &mut impl Machine,
+) -> Result<()> {
     for name in stick::candidates(Path::new("/sys")) {
         let Ok(stick) = Stick::open(&name) else { continue };
         let device = stick.name();
-        match stick.fill(LOG, |file| everything(file, machine)) {
+        match stick.fill(LOG, |file| everything(file, layout, machine)) {
             Ok(()) => {
                 return terminal.say(&format!("  {LOG} is on {device}. It says who was here and when: keep it safe."));
             }
@@ -147,11 +152,17 @@ fn onto_stick<R: BufRead, W: Write>(terminal: &mut Terminal<R, W>, machine: &mut
     terminal.say("  no stick that can be written to is there: it has to be FAT or exFAT")
 }
 
-fn everything(mut file: &File, machine: &mut impl Machine) -> Result<()> {
+fn everything(mut file: &File, layout: &Layout, machine: &mut impl Machine) -> Result<()> {
     for verb in ["status", "history"] {
         let (_, said) = machine.ask_update(&[verb]).unwrap_or_else(|why| (false, why));
         writeln!(file, "==== skerry update {verb}\n{said}")?;
     }
+    let overrides = Overrides { file: Some(layout.settings()), ..Overrides::default() };
+    let settings = match Config::load(&overrides) {
+        Ok(config) => serde_json::to_string_pretty(&config.without_secrets())?,
+        Err(why) => why.to_string(),
+    };
+    writeln!(file, "==== settings, without secrets\n{settings}\n")?;
     writeln!(file, "==== journal")?;
     machine.journal(&SAYS_ALL, Some(file)).map_err(anyhow::Error::msg)?;
     Ok(())
@@ -292,7 +303,7 @@ pub(crate) fn site_papers() -> Result<Certificate> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::steps::tests::Fake;
+    use super::super::steps::tests::{Fake, set_up_box};
     use super::*;
 
     fn talk(lines: &str, machine: &mut Fake) -> String {
@@ -357,11 +368,18 @@ mod tests {
 
     #[test]
     fn everything_is_written_for_somebody_elsewhere() {
-        let mut machine = Fake { said: "said\n", ..Fake::default() };
+        let (_dir, layout, mut machine) = set_up_box();
+        machine.said = "said\n";
+        let secret = "[registration]\nshared_secret = \"hunter2\"\n";
+        let settings = std::fs::read_to_string(layout.settings()).unwrap() + secret;
+        std::fs::write(layout.settings(), settings).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
-        everything(file.as_file(), &mut machine).unwrap();
+        everything(file.as_file(), &layout, &mut machine).unwrap();
         let text = std::fs::read_to_string(file.path()).unwrap();
-        assert_eq!(text, "==== skerry update status\nsaid\n\n==== skerry update history\nsaid\n\n==== journal\nsaid\n");
+        let begin =
+            "==== skerry update status\nsaid\n\n==== skerry update history\nsaid\n\n==== settings, without secrets\n{";
+        assert!(text.starts_with(begin) && text.ends_with("\n==== journal\nsaid\n"), "{text}");
+        assert!(text.contains("\"server_name\": \"box.example\"") && !text.contains("hunter2"), "{text}");
     }
 
     #[test]

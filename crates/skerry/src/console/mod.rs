@@ -17,6 +17,7 @@ mod provision;
 #[cfg(test)]
 mod served_tests;
 mod setup;
+mod site;
 mod steps;
 mod stick;
 mod wizard;
@@ -35,6 +36,7 @@ use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 
 use self::files::Layout;
 use self::machine::{Machine as _, ThisMachine};
+use self::site::Site;
 use self::wizard::Terminal;
 
 #[derive(Args)]
@@ -77,6 +79,12 @@ pub(crate) fn run(args: &ConsoleArgs) -> Result<ExitCode> {
 fn orders(layout: &Layout, machine: &mut ThisMachine) -> Result<()> {
     const ROUNDS: u32 = 16;
     let _only = only_one()?;
+    if site::put_back(layout)? {
+        say("a change of settings was cut: the server has the old ones again");
+        if let Err(why) = steps::restart_server(layout, machine) {
+            say(&format!("{why:#}"));
+        }
+    }
     let mut seen = BTreeSet::new();
     for _ in 0..ROUNDS {
         orders::look(layout, machine, &mut seen, &mut |line| say(line));
@@ -120,7 +128,7 @@ fn converse(layout: &Layout, machine: &mut ThisMachine) -> Result<()> {
         }
         let setup = wizard::run(&mut terminal, &mut menu::site_papers)?;
         terminal.say("\n  one moment; the first start takes a while ...")?;
-        match steps::set_up(&setup, layout, machine) {
+        match steps::set_up(&setup, &Site::default(), layout, machine) {
             Ok(done) => terminal.say(&format!("\nskerry: set up: {} administrator {}\n", done.url, done.username))?,
             Err(why) => terminal.say(&format!("  {why:#}"))?,
         }

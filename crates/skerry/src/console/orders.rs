@@ -16,6 +16,7 @@ use super::machine::Machine;
 use super::memory::Memory;
 use super::provision::{self, Orders};
 use super::setup::{Certificate, Setup};
+use super::site::{self, Beside, Site};
 use super::steps;
 use super::stick::{self, Stick};
 
@@ -136,8 +137,13 @@ fn carry_out(
 }
 
 fn begin(orders: Orders, sum: String, layout: &Layout, machine: &mut impl Machine, tell: Tell<'_>) -> Result<Outcome> {
-    if let Some(setup) = &orders.setup {
-        set_up(setup, layout, machine, tell)?;
+    match (&orders.setup, &orders.site) {
+        (Some(setup), site) => set_up(setup, &site.clone().unwrap_or_default(), layout, machine, tell)?,
+        // What does not do once is not tried at every start: clients wait meanwhile.
+        (None, Some(site)) if !site::apply(site, layout, machine, tell)? => {
+            return Memory::of(layout).done(&sum).map(|()| Outcome::Ended);
+        }
+        _ => {}
     }
     if let Some(certificate) = &orders.certificate {
         steps::replace_certificate(certificate, layout, machine)?;
@@ -149,11 +155,11 @@ fn begin(orders: Orders, sum: String, layout: &Layout, machine: &mut impl Machin
     }
 }
 
-fn set_up(setup: &Setup, layout: &Layout, machine: &mut impl Machine, tell: Tell<'_>) -> Result<()> {
+fn set_up(setup: &Setup, site: &Site, layout: &Layout, machine: &mut impl Machine, tell: Tell<'_>) -> Result<()> {
     let done = match layout.is_set_up() {
         false => {
             tell(&format!("setting up {}", setup.server_name));
-            steps::set_up(setup, layout, machine)?
+            steps::set_up(setup, site, layout, machine)?
         }
         // It was cut, or its first account was refused: the same server gets the one that the order names now.
         true if layout.first_admin().exists() && layout.server_name().as_ref() == Some(&setup.server_name) => {
@@ -173,7 +179,7 @@ fn set_up(setup: &Setup, layout: &Layout, machine: &mut impl Machine, tell: Tell
     Ok(())
 }
 
-/// What makes an order another one: its text, the certificate beside it, and which update the file holds.
+/// What makes an order another one: its text, the files beside it, and which update the file holds.
 fn sum(text: &str, orders: &Orders, dir: &Path) -> Result<String, String> {
     let mut hasher = Hasher::default();
     let mut add = |bytes: &[u8]| {
@@ -184,6 +190,8 @@ fn sum(text: &str, orders: &Orders, dir: &Path) -> Result<String, String> {
     if let Some(Certificate::Site { chain, .. }) = &orders.certificate {
         add(chain.as_bytes());
     }
+    let beside = orders.site.iter().flat_map(|site| site.services.iter().flatten().chain(&site.authorities));
+    beside.for_each(|Beside { text, .. }| add(text.as_bytes()));
     if let Some(name) = &orders.update {
         add(&update_name(&stick::file(dir, name).map_err(|why| format!("update.file: {why}"))?)?);
     }
@@ -370,6 +378,31 @@ mod tests {
                 return;
             }
         }
+    }
+
+    #[test]
+    fn settings_are_changed_by_a_stick() {
+        let mut world = World::new();
+        let settings = "[settings.registration]\nmode = \"token\"\ntokens = [\"hunter2\"]\n";
+        assert!(world.order(settings).0.contains("NOT done: this box is not set up"));
+        let (told, _) = world.order(&format!("{ORDER}[settings]\nregistration.mode = \"token\"\n"));
+        assert!(told.contains("NOT done: settings: registration.mode: ") && !world.layout.is_set_up(), "{told}");
+        world.order(&format!("{ORDER}[settings]\noauth.enabled = true\n"));
+        let now = |world: &World| fs::read_to_string(world.layout.settings()).unwrap();
+        assert!(now(&world).contains("[oauth]\nenabled = true"), "{}", now(&world));
+        let (told, outcome) = world.order(settings);
+        assert!(
+            told.contains("runs with the settings") && outcome == Outcome::Ended && !told.contains("hunter2"),
+            "{told}"
+        );
+        assert!(now(&world).contains("hunter2") && now(&world).contains("enabled = true"));
+        assert_eq!(world.order(settings).1, Outcome::Before);
+        // One with which the server does not start is not tried again and again.
+        world.machine.sick_of = Some(("enabled = false", world.layout.settings()));
+        let sick = "settings.presence.enabled = false\n";
+        assert!(world.order(sick).0.contains("has the old ones again"));
+        assert_eq!(world.order(sick).1, Outcome::Before);
+        assert!(!now(&world).contains("presence"));
     }
 
     #[test]

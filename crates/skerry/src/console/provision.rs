@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use serde::Deserialize;
 
 use super::setup::{self, Admin, Certificate, Network, Setup};
+use super::site::{self, Site};
 
 /// The file that is looked for, at the top of a stick.
 pub(crate) const FILE: &str = "skerry-provision.toml";
@@ -16,9 +17,11 @@ pub(crate) const FILE_MAX_BYTES: u64 = 64 * 1024;
 pub(crate) const PEM_MAX_BYTES: u64 = 256 * 1024;
 
 /// What is to be done.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Orders {
     pub(crate) setup: Option<Setup>,
+    /// Settings of the server.
+    pub(crate) site: Option<Site>,
     /// Another certificate of the site's, for a box that is set up.
     pub(crate) certificate: Option<Certificate>,
     /// The name of an update file beside the order.
@@ -39,6 +42,11 @@ struct File {
     admin: Option<AdminTable>,
     certificate: Option<CertificateTable>,
     update: Option<UpdateTable>,
+    #[serde(default)]
+    defaults: Vec<String>,
+    settings: Option<toml::Table>,
+    application_services: Option<ServicesTable>,
+    outgoing: Option<OutgoingTable>,
 }
 
 #[derive(Deserialize)]
@@ -69,6 +77,18 @@ struct CertificateTable {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct ServicesTable {
+    files: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OutgoingTable {
+    ca_file: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct UpdateTable {
     file: String,
 }
@@ -87,10 +107,12 @@ pub(crate) fn parse(text: &str, beside: Beside<'_>) -> Result<Orders, String> {
     };
     let alone = file.certificate.as_ref().filter(|_| setup.is_none());
     let certificate = alone.map(|table| table.certificate(beside)).transpose()?;
-    if setup.is_none() && certificate.is_none() && update.is_none() {
-        return Err("nothing is ordered: no `server_name`, `[certificate]` or `[update]` is there".to_owned());
+    let site = file.site(setup.is_some(), beside)?;
+    if setup.is_none() && certificate.is_none() && update.is_none() && site.is_none() {
+        let all = "`server_name`, `[certificate]`, `[settings]` or `[update]`";
+        return Err(format!("nothing is ordered: no {all} is there"));
     }
-    Ok(Orders { setup, certificate, update })
+    Ok(Orders { setup, site, certificate, update })
 }
 
 /// What is wrong and in which line, and nothing of what is written there: it may be a password, and what is said here is
@@ -117,8 +139,30 @@ fn at(key: &'static str) -> impl Fn(String) -> String {
 impl File {
     /// What only makes sense beside a server name.
     fn is_part_of_a_setup(&self) -> bool {
-        let Self { address, federation, reach, network, admin, .. } = self;
-        [address, federation, reach].iter().any(|text| text.is_some()) || network.is_some() || admin.is_some()
+        let Self { address, federation, network, admin, .. } = self;
+        [address, federation].iter().any(|text| text.is_some()) || network.is_some() || admin.is_some()
+    }
+
+    /// What the site wants otherwise. How far the server reaches is part of a set-up, and can be changed later.
+    fn site(&self, is_setup: bool, beside: Beside<'_>) -> Result<Option<Site>, String> {
+        let reach = self.reach.as_deref().filter(|_| !is_setup).map(setup::reach).transpose().map_err(at("reach"))?;
+        let services = self.application_services.as_ref().map(|table| {
+            let read = |name: &String| read_beside(name, "application_services.files", beside);
+            table.files.iter().map(read).collect::<Result<Vec<_>, _>>()
+        });
+        let ca_file = self.outgoing.as_ref().map(|table| read_beside(&table.ca_file, "outgoing.ca_file", beside));
+        let site = Site {
+            defaults: self.defaults.clone(),
+            settings: self.settings.clone().unwrap_or_default(),
+            services: services.transpose()?,
+            authorities: ca_file.transpose()?,
+            reach,
+        };
+        match site.refusal() {
+            Some(why) => Err(why),
+            None if site == Site::default() => Ok(None),
+            None => Ok(Some(site)),
+        }
     }
 
     fn setup(&self, name: &str, beside: Beside<'_>) -> Result<Setup, String> {
@@ -174,6 +218,12 @@ impl CertificateTable {
             authority: self.authority.as_ref().map(|name| read("certificate.authority", name)).transpose()?,
         })
     }
+}
+
+fn read_beside(name: &str, key: &'static str, beside: Beside<'_>) -> Result<site::Beside, String> {
+    let name = plain_name(name).map_err(at(key))?;
+    let text = beside(&name, PEM_MAX_BYTES).map_err(at(key))?;
+    Ok(site::Beside { name, text })
 }
 
 /// A file beside the order, and nowhere else.
@@ -250,6 +300,30 @@ mod tests {
             ("root", "Root", "admin.username: "),
         ] {
             check(&WHOLE.replace(from, to), key);
+        }
+    }
+
+    #[test]
+    fn settings_of_the_server() {
+        let site = read(
+            "reach = \"site\"\ndefaults = [\"oauth\"]\n[settings.registration]\nmode = \"open\"\n\
+                         [application_services]\nfiles = [\"a.yaml\"]\n[outgoing]\nca_file = \"ca.pem\"\n",
+        );
+        let site = site.unwrap().site.unwrap();
+        assert_eq!((site.reach, site.defaults.as_slice()), (Some(setup::Reach::Site), ["oauth".to_owned()].as_slice()));
+        let held = |name: &str| site::Beside { name: name.to_owned(), text: format!("what {name} holds") };
+        assert!(site.services == Some(vec![held("a.yaml")]) && site.authorities == Some(held("ca.pem")));
+        assert_eq!(site.settings["registration"]["mode"].as_str(), Some("open"));
+        assert!(read(WHOLE).unwrap().site.is_none());
+        for (text, key) in [
+            ("settings.listeners = []", "settings.listeners: belongs to the box"),
+            ("application_services.files = [\"../x\"]", "application_services.files: "),
+            ("reach = \"world\"", "reach: "),
+            ("defaults = \"oauth\"", "expected a sequence"),
+            ("[settings]", "nothing is ordered"),
+        ] {
+            let why = read(text).unwrap_err();
+            assert!(why.contains(key), "{text} => {why}");
         }
     }
 

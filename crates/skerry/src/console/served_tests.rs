@@ -21,7 +21,8 @@ use super::provision;
 use super::steps;
 
 const ORDER: &str = "server_name = \"box.example\"\naddress = \"127.0.0.1\"\nnetwork.dhcp = true\n\
-    admin.username = \"chief\"\nadmin.password = \"correct horse\"\n";
+    admin.username = \"chief\"\nadmin.password = \"correct horse\"\n\
+    settings.server_notices.sender = \"notices\"\n";
 
 /// A machine whose one service is the server.
 struct Served {
@@ -103,14 +104,15 @@ fn request(to: SocketAddr, authority_pem: &str, head: &str, body: &str) -> (Stri
 fn a_box_set_up_by_a_file_serves_its_administrator() {
     let dir = tempfile::tempdir().unwrap();
     let layout = Layout::below(dir.path());
-    let setup = provision::parse(ORDER, &|name, _| Err(name.to_owned())).unwrap().setup.unwrap();
+    let orders = provision::parse(ORDER, &|name, _| Err(name.to_owned())).unwrap();
+    let (setup, site) = (orders.setup.unwrap(), orders.site.unwrap());
     let mut machine = Served {
         runtime: Runtime::new().unwrap(),
         settings: layout.settings(),
         server: None,
         socket: ThisMachine { socket: layout.socket.clone() },
     };
-    let done = steps::set_up(&setup, &layout, &mut machine).unwrap();
+    let done = steps::set_up(&setup, &site, &layout, &mut machine).unwrap();
     assert_eq!((done.url.as_str(), done.username.as_str()), ("https://127.0.0.1", "chief"));
 
     let to = machine.server.as_ref().unwrap().bound().listeners[0];
@@ -132,6 +134,12 @@ fn a_box_set_up_by_a_file_serves_its_administrator() {
         answer["access_token"].as_str().unwrap()
     );
     assert_eq!(request(to, &authority, &head, "").0, "HTTP/1.1 200 OK");
+
+    // What the order set is in force.
+    let body = json!({"user_id": "@chief:box.example", "content": {"msgtype": "m.text", "body": "hello"}});
+    let path = "/_synapse/admin/v1/send_server_notice";
+    let (status, answer) = machine.server(Method::POST, path, Some(&body)).unwrap();
+    assert_eq!(status, StatusCode::OK, "{answer}");
 
     let server = machine.server.take().unwrap();
     machine.runtime.block_on(server.stop());

@@ -72,6 +72,13 @@ impl fmt::Debug for Certificate {
     }
 }
 
+impl Certificate {
+    /// Whether devices have to be told of an authority.
+    pub(crate) fn has_authority(&self) -> bool {
+        !matches!(self, Self::Site { authority: None, .. })
+    }
+}
+
 impl FromStr for Cidr {
     type Err = String;
 

@@ -15,6 +15,7 @@ use super::files::{Layout, Papers, joined};
 use super::machine::Machine;
 use super::papers::{Authority, Purpose, fingerprint, is_private};
 use super::setup::{Admin, Certificate, Network, Setup};
+use super::site::Site;
 use crate::admin::encoded;
 
 /// Pauses of half a second. Emulated machines take minutes for the first start.
@@ -29,8 +30,8 @@ pub(crate) struct Done {
     pub(crate) fingerprint: Option<String>,
 }
 
-/// The first set-up, from certificates to the first account.
-pub(crate) fn set_up(setup: &Setup, layout: &Layout, machine: &mut impl Machine) -> Result<Done> {
+/// The first set-up, from certificates to the first account, with what the site wants otherwise.
+pub(crate) fn set_up(setup: &Setup, site: &Site, layout: &Layout, machine: &mut impl Machine) -> Result<Done> {
     if layout.is_set_up() {
         bail!("this box is set up already");
     }
@@ -38,11 +39,12 @@ pub(crate) fn set_up(setup: &Setup, layout: &Layout, machine: &mut impl Machine)
     if let Certificate::Site { chain, key, .. } = &setup.certificate {
         fit(chain, key)?;
     }
+    let settings = site.laid_over(&layout.server_settings(setup, machine.memory_mib()), layout)?;
     layout.write_network(&setup.network)?;
     restart_network(machine)?;
     await_address(setup, machine);
     let papers = papers(setup, layout, machine)?;
-    layout.write(setup, &papers, machine.memory_mib())?;
+    layout.write(setup, &papers, &settings)?;
     start(layout, machine)?;
     finish(layout, machine)?;
     Ok(done(setup, layout))
@@ -81,6 +83,19 @@ fn start(layout: &Layout, machine: &mut impl Machine) -> Result<()> {
     call(&["start", "skerry.socket"])?;
     call(&["restart", "--no-block", "skerry.service"])?;
     Ok(())
+}
+
+/// Starts the server anew, and waits until it serves.
+///
+/// # Errors
+/// It does not start.
+pub(crate) fn restart_server(layout: &Layout, machine: &mut impl Machine) -> Result<()> {
+    let mut call = |args: &[&str]| machine.systemctl(args).map_err(anyhow::Error::msg);
+    if layout.config.join("site").exists() {
+        call(&["restart", "skerry-reach.service"])?;
+    }
+    call(&["restart", "skerry.service"])?;
+    await_server(machine)
 }
 
 fn await_server(machine: &mut impl Machine) -> Result<()> {
@@ -235,6 +250,7 @@ pub(crate) mod tests {
     use std::fs::File;
     use std::io::Write as _;
     use std::net::IpAddr;
+    use std::path::PathBuf;
 
     use homeserver::config::{Config, Overrides};
     use serde_json::Value;
@@ -252,6 +268,8 @@ pub(crate) mod tests {
         pub(crate) now: OffsetDateTime,
         pub(crate) update_goes_well: bool,
         pub(crate) systemctl_fails: bool,
+        /// What a file must not hold if the server is to start.
+        pub(crate) sick_of: Option<(&'static str, PathBuf)>,
         /// Rounds until the server answers.
         pub(crate) server_in: u32,
         pub(crate) maintenance: bool,
@@ -270,6 +288,7 @@ pub(crate) mod tests {
                 now: OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap(),
                 update_goes_well: true,
                 systemctl_fails: false,
+                sick_of: None,
                 server_in: 0,
                 maintenance: false,
                 said: "",
@@ -283,6 +302,10 @@ pub(crate) mod tests {
         fn systemctl(&mut self, args: &[&str]) -> Result<String, String> {
             power::step();
             self.calls.push(format!("systemctl {}", args.join(" ")));
+            let is_sick = |(word, file): &(&str, PathBuf)| fs::read_to_string(file).unwrap().contains(word);
+            if args == ["restart", "skerry.service"] && self.sick_of.as_ref().is_some_and(is_sick) {
+                return Err("it ended".to_owned());
+            }
             if self.systemctl_fails { Err("no systemd".to_owned()) } else { Ok(String::new()) }
         }
 
@@ -354,6 +377,13 @@ pub(crate) mod tests {
         }
     }
 
+    /// A box that was set up by hand.
+    pub(crate) fn set_up_box() -> (tempfile::TempDir, Layout, Fake) {
+        let (dir, layout, mut machine) = world();
+        set_up(&setup(), &Site::default(), &layout, &mut machine).unwrap();
+        (dir, layout, machine)
+    }
+
     fn world() -> (tempfile::TempDir, Layout, Fake) {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::below(dir.path());
@@ -368,7 +398,7 @@ pub(crate) mod tests {
     fn the_steps_of_a_first_set_up() {
         let (_dir, layout, mut machine) = world();
         machine.server_in = 3;
-        let done = set_up(&setup(), &layout, &mut machine).unwrap();
+        let done = set_up(&setup(), &Site::default(), &layout, &mut machine).unwrap();
         assert_eq!((done.url.as_str(), done.username.as_str()), ("https://box.example", "admin"));
         let pem = fs::read_to_string(layout.authority()).unwrap();
         assert_eq!(done.fingerprint, fingerprint(&pem));
@@ -383,14 +413,17 @@ pub(crate) mod tests {
         assert_eq!(machine.calls, expected);
         assert_eq!(purpose(&layout).names, ["box.example", "localhost", "127.0.0.1", "10.0.2.15"]);
         assert!(!layout.first_admin().exists());
-        assert!(set_up(&setup(), &layout, &mut machine).is_err_and(|why| why.to_string().contains("already")));
+        assert!(
+            set_up(&setup(), &Site::default(), &layout, &mut machine)
+                .is_err_and(|why| why.to_string().contains("already"))
+        );
     }
 
     #[test]
     fn an_account_that_was_not_opened_in_time_is_opened_later() {
         let (_dir, layout, mut machine) = world();
         machine.server_in = u32::MAX;
-        assert!(set_up(&setup(), &layout, &mut machine).is_err());
+        assert!(set_up(&setup(), &Site::default(), &layout, &mut machine).is_err());
         assert!(layout.first_admin().exists());
         machine = Fake { refused: vec!["/users"], ..Fake::default() };
         finish(&layout, &mut machine).unwrap();
@@ -402,7 +435,7 @@ pub(crate) mod tests {
     fn an_account_that_is_refused_is_kept_for_later() {
         let (_dir, layout, mut machine) = world();
         machine.refused = vec!["/users", "/users/admin/password"];
-        let said = set_up(&setup(), &layout, &mut machine).unwrap_err().to_string();
+        let said = set_up(&setup(), &Site::default(), &layout, &mut machine).unwrap_err().to_string();
         assert_eq!(said, "the first account: why");
         assert!(layout.first_admin().exists());
         machine.refused.clear();
@@ -421,10 +454,10 @@ pub(crate) mod tests {
             ..setup()
         };
         for bad in [other.key_pem.as_str(), "no key"] {
-            assert!(set_up(&with(bad), &layout, &mut machine).is_err());
+            assert!(set_up(&with(bad), &Site::default(), &layout, &mut machine).is_err());
         }
         assert!(machine.calls.is_empty() && !layout.is_set_up());
-        set_up(&with(&one.key_pem), &layout, &mut machine).unwrap();
+        set_up(&with(&one.key_pem), &Site::default(), &layout, &mut machine).unwrap();
         // The site's certificate is the site's to renew.
         machine.now += Duration::days(5000);
         assert!(!renew(&layout, &mut machine).unwrap());
@@ -433,7 +466,7 @@ pub(crate) mod tests {
     #[test]
     fn a_certificate_is_renewed_when_it_ends_or_the_address_changes() {
         let (_dir, layout, mut machine) = world();
-        set_up(&setup(), &layout, &mut machine).unwrap();
+        set_up(&setup(), &Site::default(), &layout, &mut machine).unwrap();
         let authority = fs::read(layout.authority()).unwrap();
         assert!(!renew(&layout, &mut machine).unwrap());
         machine.addresses = vec!["10.0.2.99".parse().unwrap()];
@@ -461,7 +494,7 @@ pub(crate) mod tests {
     fn a_renewal_that_is_cut_leaves_a_whole_pair_and_is_done_again() {
         for steps in 0.. {
             let (_dir, layout, mut machine) = world();
-            set_up(&setup(), &layout, &mut machine).unwrap();
+            set_up(&setup(), &Site::default(), &layout, &mut machine).unwrap();
             machine.addresses = vec!["10.0.2.99".parse().unwrap()];
             let whole = power::cut_after(steps, || renew(&layout, &mut machine).unwrap());
             assert!(serves_a_whole_pair(&layout), "cut after {steps}");
