@@ -57,6 +57,7 @@ const QEMU_X86_64: Need =
 const QEMU_ARM64: Need =
     Need { packages: &["qemu-system-arm"], present: || answers("qemu-system-aarch64", &["--version"]) };
 const OVMF: Need = Need { packages: &["ovmf"], present: || Path::new("/usr/share/OVMF").exists() };
+const SWTPM: Need = Need { packages: &["swtpm"], present: || answers("swtpm", &["--version"]) };
 const AAVMF: Need = Need { packages: &["qemu-efi-aarch64"], present: || Path::new("/usr/share/AAVMF").exists() };
 
 /// Compilers and RocksDB's bindings.
@@ -90,6 +91,11 @@ pub(crate) fn machine(arch: Arch) -> Result<()> {
         Arch::X86_64 => meet(&[PYTHON, QEMU_X86_64, OVMF, MTOOLS]),
         Arch::Arm64 => meet(&[PYTHON, QEMU_ARM64, AAVMF, MTOOLS]),
     }
+}
+
+/// What stands for a TPM.
+pub(crate) fn tpm() -> Result<()> {
+    meet(&[SWTPM])
 }
 
 /// The real clients' languages.

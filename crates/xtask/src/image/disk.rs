@@ -175,8 +175,16 @@ fn esp(tools: &Tools, recipe: &Recipe, packages: &Packages, epoch_s: u64) -> Res
         tools.inside(&loader)?
     );
     tools.output(&["sh", "-c", &unpacked])?;
+    let mut settings = fs::read_to_string(recipe_file("loader.conf"))?;
+    if let Some(keys) = &recipe.keys {
+        let tools = tools.with_keys(Some(keys));
+        keys.sign(&tools, &loader)?;
+        keys.enrolment(&tools, &content.join("loader/keys/auto"), epoch_s)?;
+        // A virtual machine's firmware takes them by itself; on others it may lock devices out, so somebody has to say so.
+        settings.push_str(if recipe.enrol { "secure-boot-enroll force\n" } else { "secure-boot-enroll if-safe\n" });
+    }
     fs::copy(&loader, boot.join(format!("BOOT{}.EFI", efi.to_uppercase())))?;
-    fs::copy(recipe_file("loader.conf"), content.join("loader/loader.conf"))?;
+    fs::write(content.join("loader/loader.conf"), settings)?;
     let entry = format!("EFI/Linux/skerry_{}+{TRIES}.efi", recipe.version);
     fs::copy(recipe.payload().join("kernel.efi"), content.join(entry))?;
     File::create(&image)?.set_len(ESP_MIB * MIB)?;

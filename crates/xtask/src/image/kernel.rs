@@ -46,7 +46,7 @@ pub(super) fn unified(
         out.to_owned(),
     ]
     .map(|path| tools.inside(&path));
-    let args = [
+    let mut args = vec![
         "ukify".to_owned(),
         "build".into(),
         format!("--linux={}", kernel?),
@@ -58,7 +58,11 @@ pub(super) fn unified(
         format!("--stub={}", stub?),
         format!("--output={}", out?),
     ];
-    tools.step("the unified kernel image", &args.each_ref().map(String::as_str))
+    if let Some(keys) = &recipe.keys {
+        args.extend(keys.of_kernel(tools)?);
+    }
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    tools.with_keys(recipe.keys.as_ref()).step("the unified kernel image", &args)
 }
 
 /// What the only kernel calls itself.

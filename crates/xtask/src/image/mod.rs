@@ -3,11 +3,13 @@
 //!
 //! Lives here: the verb, its choices, and the order of the steps. Not here: the tools (tools.rs), packages (packages.rs), the
 //! root (tree.rs), kernel and initial file system (kernel.rs, modules.rs, cpio.rs), the disk (disk.rs), the bill of materials
-//! (sbom.rs), keys for trying (trust.rs).
+//! (sbom.rs), keys for firmware and TPM (keys.rs, efi.rs), keys for trying (trust.rs).
 
 mod cpio;
 mod disk;
+mod efi;
 mod kernel;
+pub(crate) mod keys;
 mod modules;
 mod packages;
 mod sbom;
@@ -23,6 +25,7 @@ use anyhow::{Context, Result, bail};
 pub(crate) use crate::dist::Arch;
 
 use crate::{dist, needs, run};
+use keys::Keys;
 use tools::Tools;
 
 /// The largest root that is shipped.
@@ -44,6 +47,10 @@ pub(crate) struct Recipe {
     pub(crate) trust: Option<PathBuf>,
     /// A web client's files, served by the box.
     pub(crate) web: Option<PathBuf>,
+    /// Keys that boot loader and kernel image are signed with; unsigned if none are given.
+    pub(crate) keys: Option<Keys>,
+    /// Whether firmware in set-up mode gets the keys on machines of any kind, without asking.
+    pub(crate) enrol: bool,
     /// Static programs that are built already.
     pub(crate) programs: Option<PathBuf>,
     pub(crate) out: Option<PathBuf>,
@@ -59,6 +66,8 @@ impl Recipe {
             overlay: None,
             trust: None,
             web: None,
+            keys: None,
+            enrol: false,
             programs: None,
             out: None,
         }
@@ -88,18 +97,28 @@ impl Recipe {
 
 const USAGE: &str = "\
 usage: cargo xtask image [--arch x86_64|arm64] [--version V] [--security-version N] [--hardware]
-                         [--trust CHAIN] [--web FOLDER] [--programs FOLDER] [--overlay FOLDER] [--out FOLDER] [--bundle]
+                         [--trust CHAIN] [--keys FOLDER [--enrol]] [--web FOLDER] [--programs FOLDER]
+                         [--overlay FOLDER] [--out FOLDER] [--bundle]
+       cargo xtask image keys FOLDER
 
   --hardware   the kernel with every driver: racks, and virtual machines that have USB
   --trust      the chain of root documents that the machine believes; without it, keys for trying are made
+  --keys       a folder with keys: boot loader and kernel image are signed for Secure Boot, and for the TPM
+  --enrol      firmware in set-up mode gets the keys at the first start, on real machines, too
   --web        a web client that the box serves: the folder with its index.html (`cargo xtask web FOLDER` makes one)
-  --programs   a folder with skerry and skerry-init; without it, `cargo xtask dist` builds them
+  --programs   a folder with skerry, skerry-init and skerry-seal; without it, `cargo xtask dist` builds them
   --overlay    files to be put over the root at the end
   --out        where to put it all, below target/image; without it, target/image/ARCH
   --bundle     an update of it besides, signed with the keys for trying
+  keys         makes such a folder
 ";
 
 pub(crate) fn verb(args: &[String]) -> Result<()> {
+    if let [word, folder] = args
+        && word == "keys"
+    {
+        return keys(Path::new(folder));
+    }
     let mut recipe = Recipe::new(Arch::X86_64);
     let mut signed = false;
     let mut args = args.iter();
@@ -113,11 +132,16 @@ pub(crate) fn verb(args: &[String]) -> Result<()> {
             "--hardware" => recipe.hardware = true,
             "--trust" => recipe.trust = Some(fs::canonicalize(value()?)?),
             "--web" => recipe.web = Some(fs::canonicalize(value()?)?),
+            "--keys" => recipe.keys = Some(Keys::open(Path::new(value()?))?),
+            "--enrol" => recipe.enrol = true,
             "--programs" => recipe.programs = Some(fs::canonicalize(value()?)?),
             "--overlay" => recipe.overlay = Some(fs::canonicalize(value()?)?),
             "--out" => recipe.out = Some(std::path::absolute(value()?)?),
             _ => bail!("{USAGE}"),
         }
+    }
+    if recipe.enrol && recipe.keys.is_none() {
+        bail!("--enrol wants --keys\n\n{USAGE}");
     }
     build(&recipe)?;
     if !signed {
@@ -127,6 +151,23 @@ pub(crate) fn verb(args: &[String]) -> Result<()> {
     trust::ready(&dist::folder(recipe.arch))?.bundle(&recipe, &out, 19)?;
     println!("{}: {:.2} MB", out.display(), fs::metadata(&out)?.len() as f64 / 1e6);
     Ok(())
+}
+
+fn keys(folder: &Path) -> Result<()> {
+    needs::image()?;
+    let made = Keys::make(&Tools::ready(&work(), epoch_s()?)?, folder)?;
+    println!("{}: keep it from everybody's eyes, and keep a copy", made.folder.display());
+    Ok(())
+}
+
+/// The keys that tests sign with, made if they are not there.
+pub(crate) fn keys_for_trying() -> Result<Keys> {
+    let folder = work().join("trying-keys");
+    if folder.exists() {
+        return Keys::open(&folder);
+    }
+    needs::image()?;
+    Keys::make(&Tools::ready(&work(), epoch_s()?)?, &folder)
 }
 
 /// Names of files and partitions are made of it.

@@ -9,6 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use super::keys::Keys;
 use crate::run;
 
 /// The Debian that tools and images are made from.
@@ -20,8 +21,13 @@ const PACKAGES: &[&str] = &[
     "erofs-utils",
     "fdisk",
     "kmod",
+    // What works out the state of a TPM loads these.
+    "libtss2-esys-3.0.2-0t64",
+    "libtss2-rc0t64",
     "mtools",
+    "openssl",
     "python3-pefile",
+    "sbsigntool",
     "systemd",
     "systemd-ukify",
     "xz-utils",
@@ -29,13 +35,18 @@ const PACKAGES: &[&str] = &[
 ];
 /// Where the work folder is seen from inside.
 const INSIDE: &str = "/w";
+/// Where the keys are seen, for as long as something is signed with them.
+pub(super) const KEYS_INSIDE: &str = "/k";
 /// Enters the tree: mounts of its own, which go when it ends.
-const ENTER: &str = "set -e; mount --bind \"$1\" \"$0/w\"; mount -t proc proc \"$0/proc\"; \
-     mount -t devtmpfs dev \"$0/dev\" 2>/dev/null || mount --bind /dev \"$0/dev\"; root=$0; shift; exec chroot \"$root\" \"$@\"";
+const ENTER: &str = "set -e; mount --bind \"$1\" \"$0/w\"; [ -z \"$2\" ] || mount --bind \"$2\" \"$0/k\"; \
+     mount -t proc proc \"$0/proc\"; mount -t devtmpfs dev \"$0/dev\" 2>/dev/null || mount --bind /dev \"$0/dev\"; \
+     root=$0; shift 2; exec chroot \"$root\" \"$@\"";
 
+#[derive(Clone)]
 pub(super) struct Tools {
     tree: PathBuf,
     work: PathBuf,
+    keys: Option<PathBuf>,
     epoch_s: u64,
 }
 
@@ -43,7 +54,7 @@ impl Tools {
     /// The tree below the work folder, made if it is not there.
     pub(super) fn ready(work: &Path, epoch_s: u64) -> Result<Self> {
         let tree = work.join("tools");
-        let tools = Self { tree, work: work.to_owned(), epoch_s };
+        let tools = Self { tree, work: work.to_owned(), keys: None, epoch_s };
         let stamp = tools.tree.join("made-of.txt");
         let sources = sources();
         let wanted = format!("{sources}{}\n", PACKAGES.join("\n"));
@@ -57,7 +68,9 @@ impl Tools {
         let mut bootstrap = run::command("debootstrap", ["--variant=minbase", SUITE]);
         bootstrap.arg(&tools.tree).arg(debian_mirror()?);
         run::step("a small Debian for the tools", bootstrap)?;
-        fs::create_dir_all(tools.tree.join("w"))?;
+        for place in [INSIDE, KEYS_INSIDE] {
+            fs::create_dir_all(tools.tree.join(place.trim_start_matches('/')))?;
+        }
         fs::write(tools.tree.join("etc/apt/sources.list"), sources)?;
         for file in ["etc/resolv.conf", "etc/hosts"] {
             let _ = fs::copy(Path::new("/").join(file), tools.tree.join(file));
@@ -70,11 +83,16 @@ impl Tools {
         Ok(tools)
     }
 
+    /// The same, with keys to sign with.
+    pub(super) fn with_keys(&self, keys: Option<&Keys>) -> Self {
+        Self { keys: keys.map(|keys| keys.folder.clone()), ..self.clone() }
+    }
+
     /// A command inside. The work folder is `/w` there.
     pub(super) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", ENTER]);
-        command.arg(&self.tree).arg(&self.work).args(args);
+        command.arg(&self.tree).arg(&self.work).arg(self.keys.as_deref().unwrap_or(Path::new(""))).args(args);
         command
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")

@@ -19,15 +19,15 @@ use crate::image::{self, Arch, Recipe, trust};
 use crate::{clients, dist, needs, run};
 
 /// For anything that a machine does, on a builder that has much else to do.
-const LIMIT: Duration = Duration::from_secs(20 * 60);
+pub(super) const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Where the ESP and the first root lie on the disk (image/disk.rs).
-const ESP: &str = "@@1M";
+pub(super) const ESP: &str = "@@1M";
 const ROOT_A: u64 = 513 << 20;
 const ROOT_B: u64 = ROOT_A + (528 << 20);
 /// The superblock of erofs: read first, so that a start cannot miss that it changed.
 const SUPERBLOCK: u64 = 1024;
 
-const SET_UP: &str =
+pub(super) const SET_UP: &str =
     "server_name = \"box.example\"\n\n[network]\ndhcp = true\n\n[admin]\npassword = \"correct horse battery\"\n";
 /// Said by a unit that only the journey's images have, once everything is up.
 const RUNNING: &str = "JOURNEY runs ";
@@ -112,7 +112,7 @@ impl Release {
     }
 
     fn runs(self) -> String {
-        format!("{RUNNING}{}", self.version())
+        runs(self.version())
     }
 
     fn recipe(self, arch: Arch, folder: &Path) -> Recipe {
@@ -287,10 +287,8 @@ impl Journey {
         Ok(())
     }
 
-    /// Waits until clients are served. While a release is on trial, they may ask for versions, and no more.
     fn serves(&self, machine: &mut Machine) -> Result<()> {
-        machine.until("clients are served", LIMIT, || self.fetched("/_matrix/client/v3/login").ok())?;
-        Ok(())
+        serves(&self.python, &self.setup, machine)
     }
 
     /// An error if a browser is not handed the web client that came with a release.
@@ -306,14 +304,8 @@ impl Journey {
         fetched(&self.python, self.setup.ports.https, path)
     }
 
-    /// Waits until the boot loader's entry of a release has no failed try on it.
     fn blessed(&self, machine: &mut Machine, release: Release) -> Result<()> {
-        let version = release.version();
-        let good = [format!("skerry_{version}.efi"), format!("skerry_{version}+3.efi")];
-        machine.until(&format!("{version} is blessed"), LIMIT, || {
-            let entries = entries(&self.setup.disk).ok()?;
-            entries.iter().any(|entry| good.contains(entry)).then_some(())
-        })
+        blessed(&self.setup, machine, release.version())
     }
 
     fn client(&self, what: &str, count: u32) -> Result<()> {
@@ -342,21 +334,9 @@ impl Journey {
 
 /// What only the journey's images have: a unit that says what runs, and a gate that fails.
 fn overlay(release: Release, folder: &Path) -> Result<()> {
-    let units = folder.join("usr/lib/systemd/system");
-    let wants = units.join("multi-user.target.wants");
-    fs::create_dir_all(&wants)?;
-    // Without a shell, this is a program that prints a file.
-    let said = folder.join("usr/lib/tmpfiles.d");
-    fs::create_dir_all(&said)?;
-    fs::write(said.join("journey.conf"), format!("# {}\n", release.runs()))?;
-    fs::write(
-        units.join("journey.service"),
-        "[Unit]\nDescription=Says what runs\nAfter=skerry.service\n\n[Service]\nType=oneshot\n\
-         StandardOutput=tty\nTTYPath=/dev/console\nExecStart=/usr/bin/systemd-tmpfiles --cat-config journey.conf\n",
-    )?;
-    std::os::unix::fs::symlink("../journey.service", wants.join("journey.service"))?;
+    say_when_up(folder, "journey", &release.runs(), "")?;
     if release == Release::Sick {
-        let gate = units.join("skerry-health.service.d");
+        let gate = folder.join("usr/lib/systemd/system/skerry-health.service.d");
         fs::create_dir_all(&gate)?;
         fs::write(
             gate.join("90-journey.conf"),
@@ -366,8 +346,49 @@ fn overlay(release: Release, folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What a release says of itself when everything is up.
+pub(super) fn runs(version: &str) -> String {
+    format!("{RUNNING}{version}")
+}
+
+/// Puts a unit into an overlay that says something when everything is up, if a condition of systemd's holds.
+pub(super) fn say_when_up(folder: &Path, name: &str, text: &str, condition: &str) -> Result<()> {
+    let units = folder.join("usr/lib/systemd/system");
+    let wants = units.join("multi-user.target.wants");
+    fs::create_dir_all(&wants)?;
+    // Without a shell, this is a program that prints a file.
+    let said = folder.join("usr/lib/tmpfiles.d");
+    fs::create_dir_all(&said)?;
+    fs::write(said.join(format!("{name}.conf")), format!("# {text}\n"))?;
+    fs::write(
+        units.join(format!("{name}.service")),
+        format!(
+            "[Unit]\nDescription=Says what runs\nAfter=skerry.service\n{condition}\n[Service]\nType=oneshot\n\
+             StandardOutput=tty\nTTYPath=/dev/console\n\
+             ExecStart=/usr/bin/systemd-tmpfiles --cat-config {name}.conf\n"
+        ),
+    )?;
+    Ok(std::os::unix::fs::symlink(format!("../{name}.service"), wants.join(format!("{name}.service")))?)
+}
+
+/// Waits until clients are served. While a release is on trial, they may ask for versions, and no more.
+pub(super) fn serves(python: &str, setup: &Setup, machine: &mut Machine) -> Result<()> {
+    machine
+        .until("clients are served", LIMIT, || fetched(python, setup.ports.https, "/_matrix/client/v3/login").ok())?;
+    Ok(())
+}
+
+/// Waits until the boot loader's entry of a release has no failed try on it.
+pub(super) fn blessed(setup: &Setup, machine: &mut Machine, version: &str) -> Result<()> {
+    let good = [format!("skerry_{version}.efi"), format!("skerry_{version}+3.efi")];
+    machine.until(&format!("{version} is blessed"), LIMIT, || {
+        let entries = entries(&setup.disk).ok()?;
+        entries.iter().any(|entry| good.contains(entry)).then_some(())
+    })
+}
+
 /// The boot loader's entries.
-fn entries(disk: &Path) -> Result<Vec<String>> {
+pub(super) fn entries(disk: &Path) -> Result<Vec<String>> {
     let place = format!("{}{ESP}", disk.display());
     let text = run::output(run::command("mdir", ["-b", "-i", &place, "::/EFI/Linux"]))?;
     Ok(text.lines().filter_map(|line| line.trim().rsplit('/').next()).map(str::to_owned).collect())

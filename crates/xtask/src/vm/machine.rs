@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::tpm::{self, Tpm};
 use crate::image::Arch;
 
 /// How long the trial of the processor's own virtualisation may take.
@@ -37,11 +38,15 @@ pub(super) struct Setup {
     pub(super) ports: Ports,
     /// What the machine's clock shows at the start, in QEMU's words; now if nothing is said.
     pub(super) clock: Option<String>,
+    /// Firmware that checks signatures, and the file in which it keeps the keys; made if it is not there.
+    pub(super) secure: Option<PathBuf>,
+    /// A folder with the state of a TPM; made if it is not there.
+    pub(super) tpm: Option<PathBuf>,
 }
 
 impl Setup {
     pub(super) fn new(arch: Arch, disk: PathBuf, ports: Ports) -> Self {
-        Self { arch, disk, sticks: Vec::new(), usb: true, ports, clock: None }
+        Self { arch, disk, sticks: Vec::new(), usb: true, ports, clock: None, secure: None, tpm: None }
     }
 
     fn program(&self) -> &'static str {
@@ -53,6 +58,9 @@ impl Setup {
 
     fn firmware(&self) -> [&'static str; 2] {
         match self.arch {
+            Arch::X86_64 if self.secure.is_some() => {
+                ["/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"]
+            }
             Arch::X86_64 => ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"],
             Arch::Arm64 => ["/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"],
         }
@@ -60,9 +68,27 @@ impl Setup {
 
     /// QEMU's arguments. The processor is one that QEMU emulates without much work: wide vectors are slow.
     fn args(&self, variables: &Path, kvm: bool) -> Vec<String> {
+        let mut args = self.plain_args(variables, kvm);
+        if self.secure.is_some() {
+            // Only firmware itself, in its own mode of the processor, writes to where it keeps the keys.
+            args.extend(["-global", "driver=cfi.pflash01,property=secure,value=on"].map(str::to_owned));
+            args.extend(["-global", "ICH9-LPC.disable_s3=1"].map(str::to_owned));
+        }
+        if let Some(tpm) = &self.tpm {
+            let device = if self.arch == Arch::X86_64 { "tpm-crb" } else { "tpm-tis-device" };
+            let socket = tpm.join(tpm::SOCKET);
+            args.extend(["-chardev".to_owned(), format!("socket,id=tpm-line,path={}", socket.display())]);
+            args.extend(["-tpmdev", "emulator,id=tpm,chardev=tpm-line", "-device"].map(str::to_owned));
+            args.push(format!("{device},tpmdev=tpm"));
+        }
+        args
+    }
+
+    fn plain_args(&self, variables: &Path, kvm: bool) -> Vec<String> {
         let mut args: Vec<String> = Vec::new();
         let mut add = |pair: [&str; 2]| args.extend(pair.map(str::to_owned));
         let (kind, processor) = match self.arch {
+            Arch::X86_64 if self.secure.is_some() => ("q35,smm=on", "Nehalem,-cx16"),
             Arch::X86_64 => ("q35", "Nehalem,-cx16"),
             Arch::Arm64 => ("virt", "cortex-a72"),
         };
@@ -107,6 +133,8 @@ impl Setup {
 /// A machine that runs.
 pub(super) struct Machine {
     child: Child,
+    /// Ends when the machine does.
+    _tpm: Option<Tpm>,
     lines: Receiver<Vec<u8>>,
     /// Everything that was said and not yet looked at.
     heard: String,
@@ -121,6 +149,7 @@ impl Machine {
     pub(super) fn start(setup: &Setup, folder: &Path, name: &str) -> Result<Self> {
         let variables = variables(setup, folder)?;
         let kvm = kvm_works(setup, folder)?;
+        let tpm = setup.tpm.as_deref().map(Tpm::start).transpose()?;
         let mut child = Command::new(setup.program())
             .args(setup.args(&variables, kvm))
             .args(["-monitor", "none", "-serial", "stdio"])
@@ -132,6 +161,7 @@ impl Machine {
         let lines = listen(child.stdout.take().context("no serial line")?, folder.join(format!("{name}.log")))?;
         Ok(Self {
             child,
+            _tpm: tpm,
             lines,
             heard: String::new(),
             passed: String::new(),
@@ -144,6 +174,7 @@ impl Machine {
     pub(super) fn by_hand(setup: &Setup, folder: &Path) -> Result<()> {
         let variables = variables(setup, folder)?;
         let kvm = kvm_works(setup, folder)?;
+        let _tpm = setup.tpm.as_deref().map(Tpm::start).transpose()?;
         let status = Command::new(setup.program())
             .args(setup.args(&variables, kvm))
             .args(["-serial", "mon:stdio"])
@@ -157,20 +188,32 @@ impl Machine {
 
     /// Waits until the machine says something; what comes before it is heard and done with.
     pub(super) fn expect(&mut self, marker: &str, limit: Duration) -> Result<()> {
+        self.expect_any(&[marker], limit).map(|_| ())
+    }
+
+    /// Waits until the machine says one of these: which one came first.
+    pub(super) fn expect_any(&mut self, markers: &[&str], limit: Duration) -> Result<usize> {
         let until = Instant::now() + limit;
         loop {
-            if let Some(at) = self.heard.find(marker) {
+            let places =
+                markers.iter().enumerate().filter_map(|(which, marker)| Some((self.heard.find(marker)?, which)));
+            if let Some((at, which)) = places.min() {
+                let marker = markers.get(which).copied().unwrap_or_default();
                 self.passed = self.heard.drain(..at + marker.len()).take(at).collect();
                 println!("   {}: {marker:?} after {}", self.name, self.work());
-                return Ok(());
+                return Ok(which);
             }
             match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(bytes) => self.heard.push_str(&String::from_utf8_lossy(&bytes)),
                 Err(RecvTimeoutError::Disconnected) => {
-                    bail!("{}: the machine ended; {marker:?} was waited for. It said last:\n{}", self.name, self.last())
+                    bail!(
+                        "{}: the machine ended; {markers:?} was waited for. It said last:\n{}",
+                        self.name,
+                        self.last()
+                    )
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("{}: no {marker:?} in {} s. It said last:\n{}", self.name, limit.as_secs(), self.last())
+                    bail!("{}: no {markers:?} in {} s. It said last:\n{}", self.name, limit.as_secs(), self.last())
                 }
             }
         }
@@ -261,10 +304,13 @@ fn listen(mut from: impl Read + Send + 'static, log: PathBuf) -> Result<Receiver
     Ok(receive)
 }
 
-/// Firmware's own memory: each machine starts with an empty one.
+/// Firmware's own memory: each machine starts with an empty one, unless it shall know keys.
 fn variables(setup: &Setup, folder: &Path) -> Result<PathBuf> {
     let [_, empty] = setup.firmware();
-    let file = folder.join("firmware-variables.fd");
+    let file = setup.secure.clone().unwrap_or_else(|| folder.join("firmware-variables.fd"));
+    if setup.secure.is_some() && file.exists() {
+        return Ok(file);
+    }
     fs::copy(empty, &file).with_context(|| empty.to_owned())?;
     Ok(file)
 }
@@ -284,6 +330,8 @@ fn kvm_tried(setup: &Setup, folder: &Path) -> Result<bool> {
     if own != setup.arch || File::options().read(true).write(true).open("/dev/kvm").is_err() {
         return Ok(false);
     }
+    // Neither its keys nor its TPM are touched by a trial.
+    let setup = &Setup { secure: None, tpm: None, ..setup.clone() };
     let variables = variables(setup, folder)?;
     let mut child = Command::new(setup.program())
         .args(setup.args(&variables, true))
@@ -335,6 +383,18 @@ mod tests {
         assert!(args(&setup, true).contains("-device usb-storage,removable=on,drive=stick0 -rtc base=1970-01-01"));
         setup.usb = false;
         assert!(args(&setup, true).contains("-device virtio-blk-pci,drive=stick0"));
+    }
+
+    #[test]
+    fn firmware_that_checks_keeps_its_keys_from_the_system() {
+        let mut setup = Setup::new(Arch::X86_64, "/d.raw".into(), Ports { https: 1, federation: 2 });
+        assert!(!args(&setup, false).contains("secure") && !args(&setup, false).contains("tpm"));
+        setup.secure = Some("/keys.fd".into());
+        setup.tpm = Some("/tpm".into());
+        let args = args(&setup, false);
+        assert!(args.contains("-M q35,smm=on") && args.contains("OVMF_CODE_4M.secboot.fd"), "{args}");
+        assert!(args.contains("property=secure,value=on"), "{args}");
+        assert!(args.contains("path=/tpm/line -tpmdev emulator,id=tpm,chardev=tpm-line -device tpm-crb,tpmdev=tpm"));
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! `cargo xtask vm`: the appliance under QEMU, for trying it by hand and for the journey that tests it.
 //!
-//! Lives here: the verb and its choices. Not here: the machine (machine.rs), sticks (stick.rs), the journey (journey.rs), the
-//! first login (guide.rs).
+//! Lives here: the verb and its choices. Not here: the machine (machine.rs), sticks (stick.rs), its TPM (tpm.rs), the
+//! journeys (journey.rs, sealed.rs), the first login (guide.rs).
 
 mod guide;
 mod journey;
 mod machine;
+mod sealed;
 mod stick;
+mod tpm;
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -21,7 +23,9 @@ use machine::{Machine, Ports, Setup};
 const USAGE: &str = "\
 usage: cargo xtask vm [--arch x86_64|arm64] [--hardware] [--image FILE] [--disk FILE] [--stick FOLDER]
                       [--https PORT] [--federation PORT]
+                      [--secure] [--tpm]
        cargo xtask vm test [--arch x86_64|arm64] [--keep]
+       cargo xtask vm test --secure-boot [--keep]
        cargo xtask vm guide [--keep]
 
   --image       the image to start from; without it, the one that `cargo xtask image` has made for this processor
@@ -30,8 +34,11 @@ usage: cargo xtask vm [--arch x86_64|arm64] [--hardware] [--image FILE] [--disk 
   --stick       a folder to be put on a stick: orders, updates (the kernel for virtual machines has no USB)
   --https       where the machine's port 443 is on loopback (any free port)
   --federation  the same for 8448
+  --secure      firmware that checks signatures; it takes the keys of an image that was made with --keys
+  --tpm         with a TPM 2.0
   test          the whole life of a machine: set-up, updates, fall back, power cuts; --keep leaves its disks;
                 for arm64, its first stages
+                --secure-boot: in place of it, what firmware that checks signatures starts and refuses
   guide         what the operators' guide says, done: the questions at the console, the certificate, a login in a browser
 
 The serial console is this terminal; Ctrl-A X ends the machine.
@@ -48,14 +55,17 @@ pub(crate) fn verb(args: &[String]) -> Result<()> {
         }
 
         Some("guide") => guide::verb(args.get(1..).unwrap_or_default()),
-        Some("test") => journey::verb(args.get(1..).unwrap_or_default()),
+        Some("test") => match args.get(1).map(String::as_str) {
+            Some(what @ "--secure-boot") => sealed::verb(what, args.get(2..).unwrap_or_default()),
+            _ => journey::verb(args.get(1..).unwrap_or_default()),
+        },
         _ => try_it(args),
     }
 }
 
 fn try_it(args: &[String]) -> Result<()> {
     let mut arch = Arch::X86_64;
-    let mut hardware = false;
+    let (mut hardware, mut secure, mut tpm) = (false, false, false);
     let (mut image, mut disk, mut sticks): (Option<PathBuf>, Option<PathBuf>, Vec<PathBuf>) = (None, None, Vec::new());
     let mut ports = Ports { https: 0, federation: 0 };
     let mut args = args.iter();
@@ -68,11 +78,19 @@ fn try_it(args: &[String]) -> Result<()> {
             "--disk" => disk = Some(value()?.into()),
             "--stick" => sticks.push(value()?.into()),
             "--https" => ports.https = value()?.parse().context("--https")?,
+            "--secure" => secure = true,
+            "--tpm" => tpm = true,
             "--federation" => ports.federation = value()?.parse().context("--federation")?,
             _ => bail!("{USAGE}"),
         }
     }
     needs::machine(arch)?;
+    if secure && arch == Arch::Arm64 {
+        bail!("there is no firmware for arm64 here that checks signatures");
+    }
+    if tpm {
+        needs::tpm()?;
+    }
     let folder = run::target_dir().join("vm");
     fs::create_dir_all(&folder)?;
     let mut made = Recipe::new(arch);
@@ -84,6 +102,9 @@ fn try_it(args: &[String]) -> Result<()> {
         None => fresh(&image, &folder.join("disk.raw"))?,
     };
     let mut setup = Setup::new(arch, disk, ports.or_free()?);
+    // They belong to the disk: what one machine knows and keeps.
+    setup.secure = secure.then(|| setup.disk.with_extension("keys.fd"));
+    setup.tpm = tpm.then(|| setup.disk.with_extension("tpm"));
     for (number, content) in sticks.iter().enumerate() {
         let file = folder.join(format!("stick-{number}.raw"));
         stick::make(&file, content)?;
