@@ -4,13 +4,15 @@
 #![allow(clippy::disallowed_methods, reason = "a test is a client, and measures real time")]
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use bundle::Digest;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 const SECTOR: usize = 512;
@@ -423,4 +425,27 @@ fn only_one_changes_the_box_at_a_time() {
     other.unlock().unwrap();
     machine.update(&format!("install {file} --no-reboot"));
     assert_eq!(machine.status()["state"], "armed");
+}
+
+/// Whoever presses a key, or whose line hangs up, while clients wait does not leave them waiting.
+#[test]
+fn an_installation_is_not_ended_while_clients_wait() {
+    let mut machine = Machine::new();
+    let file = machine.bundle(2);
+    machine.update("boot");
+    machine.start();
+    let mut install = Command::new(env!("CARGO_BIN_EXE_skerry"));
+    install.env_clear().current_dir(machine.at()).stdout(Stdio::piped());
+    let install = install.args(["update", "--box", "box.toml", "--json", "install", &file]);
+    let mut install = install.spawn().unwrap();
+    let said = BufReader::new(install.stdout.take().unwrap());
+    let arms = said.lines().map_while(Result::ok).find(|line| line.contains("\"arm\""));
+    assert!(arms.is_some(), "it came to the point");
+    // Nobody reads what else it says.
+    for signal in [Signal::SIGINT, Signal::SIGHUP, Signal::SIGTERM, Signal::SIGTSTP] {
+        kill(Pid::from_raw(install.id().cast_signed()), signal).unwrap();
+    }
+    assert!(install.wait().unwrap().success());
+    assert!(machine.at().join("rebooted").exists());
+    assert_eq!((&machine.status()["state"], &machine.health()["maintenance"]), (&"armed".into(), &true.into()));
 }

@@ -71,6 +71,10 @@ impl Updater<'_> {
     pub fn stage(&self, file: impl Read + Seek, by: &str, report: Report<'_>) -> Result<Plan, Error> {
         let mut journal = self.journal()?;
         self.must_be_free(&journal)?;
+        if journal.state != State::Idle {
+            // An installation that was killed behind the checkpoint has left clients waiting.
+            self.serve_again()?;
+        }
         let (mut checked, plan, mut have) = match self.take_in(&mut journal, file, report) {
             Ok(judged) => judged,
             Err(error) => {

@@ -116,6 +116,9 @@ impl Updater<'_> {
         };
         if on_trial {
             self.commit_release(&mut journal)?;
+        }
+        // Without a trial, too: an earlier call may have come no further than the journal.
+        if journal.state == State::Idle {
             self.serve_again()?;
             self.tidy()?;
         }
@@ -138,6 +141,8 @@ impl Updater<'_> {
                 self.discard(&mut journal, &format!("{by} asked for it"))?;
                 self.remove_entries(&to.version)?;
                 self.empty_slot()?;
+                // An installation that was killed behind the checkpoint has left clients waiting.
+                self.serve_again()?;
                 Ok(false)
             }
             State::Armed { checkpoint, .. } if journal.running.version == self.booted.version => {

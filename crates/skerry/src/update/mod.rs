@@ -20,8 +20,9 @@ use homeserver::admin::client;
 use homeserver::clock::Clock;
 use homeserver::rng::Rng;
 use http::Method;
+use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Value, json};
-use updater::{Error, FileDisk, Host as _, Journal, OsFolder, Settings, State, Updater};
+use updater::{Error, FileDisk, Host as _, Journal, OsFolder, Settings, State, Step, Updater};
 
 use host::BoxHost;
 use settings::BoxSettings;
@@ -198,7 +199,7 @@ pub(crate) fn run(args: UpdateArgs) -> Result<ExitCode> {
     match args.verb {
         Verb::Boot => return Ok(boot(&args.settings)),
         Verb::Health => return health(&open()?),
-        Verb::Status => print!("{}", show::status(&open()?.updater(), args.json)?),
+        Verb::Status => show::tell(&show::status(&open()?.updater(), args.json)?),
         Verb::History => return history(&open()?, args.json),
         Verb::Plan { file } | Verb::Install { file, dry_run: true, .. } => return plan(&open()?, &file, args.json),
         Verb::Install { file, no_reboot, by, .. } => return install(&open()?, &file, &by, args.json, !no_reboot),
@@ -206,7 +207,7 @@ pub(crate) fn run(args: UpdateArgs) -> Result<ExitCode> {
             let opened = open()?;
             opened.updater().approve(&version, &by)?;
             let mut progress = show::Progress::new(args.json);
-            opened.updater().arm(false, &mut |step, done, whole| progress.reached(step, done, whole))?;
+            arm(&opened.updater(), false, &mut progress)?;
             progress.end();
             return armed(&opened, args.json, !no_reboot);
         }
@@ -235,17 +236,17 @@ pub(crate) fn run(args: UpdateArgs) -> Result<ExitCode> {
 
 fn say(json: bool, word: &str, text: &str) {
     if json {
-        println!("{}", json!({ "outcome": word, "text": text }));
+        show::tell(&format!("{}\n", json!({ "outcome": word, "text": text })));
     } else {
-        println!("{text}");
+        show::tell(&format!("{text}\n"));
     }
 }
 
 fn refused(json: bool, error: &Error) -> ExitCode {
     if json {
-        println!("{}", json!({ "outcome": "refused", "text": error.to_string() }));
+        show::tell(&format!("{}\n", json!({ "outcome": "refused", "text": error.to_string() })));
     } else {
-        println!("NOT DONE\n{error}");
+        show::tell(&format!("NOT DONE\n{error}\n"));
     }
     ExitCode::FAILURE
 }
@@ -259,7 +260,7 @@ fn plan(opened: &Opened, file: &Path, json: bool) -> Result<ExitCode> {
     let plan = opened.updater().plan(open_file(file)?, &mut |step, done, whole| progress.reached(step, done, whole));
     progress.end();
     match plan {
-        Ok(plan) => print!("{}", show::plan(&plan, json)),
+        Ok(plan) => show::tell(&show::plan(&plan, json)),
         Err(error) => return Ok(refused(json, &error)),
     }
     Ok(ExitCode::SUCCESS)
@@ -267,8 +268,8 @@ fn plan(opened: &Opened, file: &Path, json: bool) -> Result<ExitCode> {
 
 fn install(opened: &Opened, file: &Path, by: &str, json: bool, reboot: bool) -> Result<ExitCode> {
     let (updater, mut progress) = (opened.updater(), show::Progress::new(json));
-    let mut report = |step, done, whole| progress.reached(step, done, whole);
-    let plan = match updater.stage(open_file(file)?, by, &mut report) {
+    let staged = updater.stage(open_file(file)?, by, &mut |step, done, whole| progress.reached(step, done, whole));
+    let plan = match staged {
         Ok(plan) => plan,
         Err(error) => {
             progress.end();
@@ -276,18 +277,34 @@ fn install(opened: &Opened, file: &Path, by: &str, json: bool, reboot: bool) -> 
         }
     };
     let waits = plan.needs_approval;
-    let done = if waits { Ok(()) } else { updater.arm(true, &mut report) };
+    let done = if waits { Ok(()) } else { arm(&updater, true, &mut progress) };
     progress.end();
     if let Err(error) = done {
         return Ok(refused(json, &error));
     }
-    print!("{}", show::plan(&plan, json));
+    show::tell(&show::plan(&plan, json));
     if waits {
         let version = &plan.to.version;
         say(json, "staged", &format!("It waits for a second person: skerry update approve {version} --by NAME"));
         return Ok(ExitCode::SUCCESS);
     }
     armed(opened, json, reboot)
+}
+
+/// From where clients are told to wait, nothing ends this before they are served again or the release is armed: no key, no
+/// line that hangs up.
+fn arm(updater: &Updater<'_>, fresh: bool, progress: &mut show::Progress) -> Result<(), Error> {
+    updater.arm(fresh, &mut |step, done, whole| {
+        if step == Step::Arm {
+            let mut signals = SigSet::empty();
+            for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGTSTP] {
+                signals.add(signal);
+            }
+            // If it cannot be, it goes on as it is.
+            let _ = signals.thread_block();
+        }
+        progress.reached(step, done, whole);
+    })
 }
 
 fn armed(opened: &Opened, json: bool, reboot: bool) -> Result<ExitCode> {
@@ -300,7 +317,7 @@ fn armed(opened: &Opened, json: bool, reboot: bool) -> Result<ExitCode> {
 
 fn history(opened: &Opened, json: bool) -> Result<ExitCode> {
     let history = opened.updater().history()?;
-    print!("{}", show::history(&history, json));
+    show::tell(&show::history(&history, json));
     Ok(if history.broken.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -331,7 +348,7 @@ fn wake(path: &Path) -> Result<()> {
         }
     })?;
     let woken = opened.updater().wake()?;
-    woken.said.iter().for_each(|line| println!("{line}"));
+    woken.said.iter().for_each(|line| show::tell(&format!("{line}\n")));
     if woken.reboot {
         opened.reboot()?;
     }
@@ -341,10 +358,10 @@ fn wake(path: &Path) -> Result<()> {
 /// 0 if it is. A release on trial that is not leaves word for the one that comes after it.
 fn health(opened: &Opened) -> Result<ExitCode> {
     let Err(why) = is_fit(opened) else {
-        println!("fit");
+        show::tell("fit\n");
         return Ok(ExitCode::SUCCESS);
     };
-    println!("NOT FIT: {why}");
+    show::tell(&format!("NOT FIT: {why}\n"));
     if let State::Trial { .. } = opened.updater().journal()?.state {
         opened.updater().complain(&why)?;
     }

@@ -120,6 +120,12 @@ pub(super) fn history(history: &History, json: bool) -> String {
     text
 }
 
+/// Says something, if there is somebody who hears it: a terminal that hung up stops nothing.
+pub(super) fn tell(text: &str) {
+    let mut out = std::io::stdout();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
 /// A bar on a terminal, a line of JSON for each percent on request, nothing elsewhere.
 pub(super) struct Progress {
     shown: Option<(Step, u64)>,
@@ -145,7 +151,7 @@ impl Progress {
             Step::Arm => ("arm", "stopping writes, taking a checkpoint"),
         };
         if self.json {
-            println!("{}", json!({ "step": word, "percent": percent }));
+            tell(&format!("{}\n", json!({ "step": word, "percent": percent })));
         } else if self.bar {
             let full = "#".repeat(percent as usize / 4);
             let _ = write!(std::io::stderr(), "\r{text:<38} [{full:<25}] {percent:>3} %");

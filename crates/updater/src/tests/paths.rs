@@ -287,6 +287,7 @@ fn a_server_that_does_not_go_along_leaves_everything_as_it_is() {
     world.settle().unwrap();
     world.server.refuses.set(true);
     assert!(matches!(world.install(bundle_of(2)), Err(Error::Host(_))));
+    assert!(!world.server.frozen.get() && !world.server.silent.get(), "clients wait for nothing");
     world.settle().unwrap();
     world.must_be_well();
     assert_eq!(world.booted, 1);
@@ -294,6 +295,54 @@ fn a_server_that_does_not_go_along_leaves_everything_as_it_is() {
     world.updater().arm(false, &mut |_, _, _| {}).unwrap();
     world.settle().unwrap();
     assert_eq!(world.booted, 2);
+}
+
+#[test]
+fn an_installation_that_was_killed_behind_the_checkpoint_leaves_nobody_waiting_for_ever() {
+    let killed = || {
+        let mut world = World::new(ESP);
+        world.settle().unwrap();
+        let updater = world.updater();
+        updater.stage(Cursor::new(bundle_of(2)), "officer", &mut |_, _, _| {}).unwrap();
+        updater.host.start_silent(true).unwrap();
+        updater.host.freeze("update-1").unwrap();
+        world
+    };
+    let serves = |world: &World| !world.server.frozen.get() && !world.server.silent.get();
+    let world = killed();
+    assert!(!world.updater().rollback("me").unwrap() && serves(&world));
+    world.must_be_well();
+    let mut world = killed();
+    world.second_approval = true;
+    world.install(bundle_of(2)).unwrap();
+    assert!(serves(&world));
+    let mut world = killed();
+    world.settle().unwrap();
+    world.must_be_well();
+}
+
+#[test]
+fn a_release_that_stays_is_served_also_if_the_server_heard_of_it_late() {
+    let trial = || {
+        let mut world = World::new(ESP);
+        world.settle().unwrap();
+        world.install(bundle_of(2)).unwrap();
+        world.server.deaf.set(true);
+        assert!(world.boot().unwrap_err().to_string().contains("no answer"));
+        assert!(world.server.frozen.get() && !world.server.silent.get());
+        world
+    };
+    // The unit tries again.
+    let world = trial();
+    world.server.deaf.set(false);
+    assert!(!world.updater().commit().unwrap(), "it stays already");
+    world.must_be_well();
+    assert!(world.server.checkpoint.borrow().is_none() && !world.server.touched.get());
+    assert_eq!(world.entry_names(), ["skerry_1.1.0.efi", "skerry_1.2.0+3.efi"]);
+    // The server was just starting again.
+    let world = trial();
+    world.server.start();
+    world.must_be_well();
 }
 
 #[test]

@@ -149,6 +149,8 @@ pub(super) struct Server {
     pub(super) sticks: Cell<bool>,
     pub(super) format: Cell<u32>,
     pub(super) refuses: Cell<bool>,
+    /// It does not hear that clients are to be served again.
+    pub(super) deaf: Cell<bool>,
     /// What clients were told is safe.
     pub(super) promised: Cell<u64>,
 }
@@ -162,6 +164,11 @@ impl Server {
         }
     }
 
+    /// What changes nothing is as good before a cut as behind it.
+    fn spend_if(&self, changes: bool) -> io::Result<()> {
+        if changes { self.power.spend() } else { self.power.check() }
+    }
+
     /// It starts, or is killed and starts again.
     pub(super) fn start(&self) {
         if !self.power.is_off() {
@@ -173,23 +180,26 @@ impl Server {
 
 impl Host for Server {
     fn start_silent(&self, silent: bool) -> io::Result<()> {
-        self.power.spend()?;
+        self.spend_if(self.silent.get() != silent)?;
         self.silent.set(silent);
         Ok(())
     }
 
     fn freeze(&self, checkpoint: &str) -> Result<(), String> {
         self.power.spend().map_err(|error| error.to_string())?;
-        if self.refuses.get() {
-            return Err("no".into());
-        }
         self.frozen.set(true);
+        if self.refuses.get() {
+            return Err("no answer within 900 s".into());
+        }
         *self.checkpoint.borrow_mut() = self.store.get().map(|data| (checkpoint.to_owned(), data));
         Ok(())
     }
 
     fn thaw(&self) -> Result<(), String> {
-        self.power.spend().map_err(|error| error.to_string())?;
+        self.spend_if(self.frozen.get()).map_err(|error| error.to_string())?;
+        if self.deaf.get() {
+            return Err("no answer".into());
+        }
         self.frozen.set(false);
         Ok(())
     }
@@ -218,9 +228,9 @@ impl Host for Server {
     }
 
     fn clear(&self) -> io::Result<()> {
-        self.power.spend()?;
+        self.spend_if(self.checkpoint.borrow().is_some())?;
         self.checkpoint.take();
-        self.power.spend()?;
+        self.spend_if(self.touched.get())?;
         self.touched.set(false);
         Ok(())
     }
@@ -307,6 +317,7 @@ impl World {
                 sticks: Cell::default(),
                 format: Cell::new(1),
                 refuses: Cell::default(),
+                deaf: Cell::default(),
                 promised: Cell::new(10),
             },
             power,
