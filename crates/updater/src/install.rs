@@ -83,6 +83,8 @@ impl Updater<'_> {
             }
         };
         journal.attempts += 1;
+        // The release may ask for less, once it runs.
+        journal.policy = self.policy(&journal);
         self.begin(&mut journal, &plan, by)?;
         self.write(&mut checked, &plan, &mut have, report)?;
         let by_chunks = |name, _: &Part, reader: &mut dyn Read, progress: &mut dyn FnMut(u64)| {
@@ -139,7 +141,7 @@ impl Updater<'_> {
         let State::Staged { to, whole: true, approved_by, .. } = &journal.state else {
             return Err(Error::Not("No release is staged: install one first.".into()));
         };
-        if self.settings.second_approval && approved_by.is_none() {
+        if self.policy(&journal).second_approval && approved_by.is_none() {
             return Err(Error::Not(format!("Release {} waits for the approval of a second person.", to.version)));
         }
         let to = to.clone();
@@ -248,7 +250,7 @@ impl Updater<'_> {
             bytes: to.image.iter().flat_map(|image| image.parts()).map(|(_, part)| part.bytes).sum(),
             gives_up: journal.other.as_ref().map(|other| other.version.clone()),
             stale: stale.map(|newest| (newest.version.clone(), (newest.built_s - manifest.built_s) / 86_400)),
-            needs_approval: self.settings.second_approval,
+            needs_approval: self.policy(journal).second_approval,
             notes: manifest.notes.clone(),
             signers: checked.signers().iter().map(ToString::to_string).collect(),
             to,

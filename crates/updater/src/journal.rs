@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::folder::Folder;
 use crate::history::Head;
+use crate::policy::Policy;
 
 const FILE: &str = "state.json";
 const FORMAT: u32 = 1;
@@ -36,6 +37,9 @@ pub struct Journal {
     /// How many installations were begun.
     #[serde(default)]
     pub attempts: u64,
+    /// What the images so far asked of a release besides its makers' signatures.
+    #[serde(default)]
+    pub policy: Policy,
     /// The last line of the history.
     pub log: Option<Head>,
     /// Why the last update did not come to stay, in words.
@@ -111,6 +115,7 @@ impl Journal {
             root: None,
             newest: None,
             attempts: 0,
+            policy: Policy::default(),
             log: None,
             failure: None,
         }

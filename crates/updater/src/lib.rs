@@ -22,6 +22,7 @@ mod history;
 mod host;
 mod install;
 mod journal;
+mod policy;
 mod slots;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -38,6 +39,7 @@ pub use history::{Event, Head, History, Line};
 pub use host::Host;
 pub use install::{Plan, Step};
 pub use journal::{Journal, Newest, Reason, Release, State};
+pub use policy::{Policy, Site};
 pub use slots::{Booted, EMPTY, Slot, SlotError, Slots, ids};
-pub use updater::{Error, Settings, Site, Updater};
+pub use updater::{Error, Settings, Updater};
 pub use wake::Woken;

@@ -5,7 +5,7 @@
 
 use std::io;
 
-use bundle::{Arch, PublicKey, Refusal, Trust};
+use bundle::{Arch, Refusal, Trust};
 
 use crate::disk::Disk;
 use crate::entry::{Entry, staged};
@@ -14,6 +14,7 @@ use crate::gpt::{GptError, Table};
 use crate::history::{self, BoxKey, Event, History};
 use crate::host::Host;
 use crate::journal::{Journal, Release};
+use crate::policy::Policy;
 use crate::slots::{Booted, EMPTY, SlotError, Slots};
 
 const COMPLAINT: &str = "complaint.txt";
@@ -45,20 +46,12 @@ pub struct Settings {
     pub tries: u32,
     /// How often in a row a release that was good may fail to come up before the other slot has its turn; 0: for ever.
     pub keep_tries: u32,
-    /// Somebody else has to approve a release before it is armed.
-    pub second_approval: bool,
     /// The root document that the image brings.
     pub trust: Vec<u8>,
-    pub site: Option<Site>,
+    /// What the image wants besides; see [`Updater::policy`] for what is in force.
+    pub policy: Policy,
     /// What the image says of itself: used where the journal knows nothing of it.
     pub factory: Release,
-}
-
-/// The keys of a site whose owner wants a say.
-#[derive(Clone, Debug)]
-pub struct Site {
-    pub keys: Vec<PublicKey>,
-    pub threshold: u32,
 }
 
 /// Why something was not done, in words for the person on site.
@@ -120,10 +113,25 @@ impl Updater<'_> {
         let born = Trust::new(&self.settings.trust)?;
         let grown = journal.root.as_ref().map(|root| Trust::new(root.as_bytes())).transpose()?;
         let trust = grown.filter(|grown| grown.root().version > born.root().version).unwrap_or(born);
-        Ok(match &self.settings.site {
+        Ok(match self.policy(journal).site {
             Some(site) => trust.with_site(&site.keys, site.threshold)?,
             None => trust,
         })
+    }
+
+    /// What is asked of a release besides its makers' signatures.
+    pub fn policy(&self, journal: &Journal) -> Policy {
+        journal.policy.kept_by(&self.settings.policy)
+    }
+
+    /// Takes back what images before this one asked for. What this one asks for stays.
+    ///
+    /// # Errors
+    /// It cannot be written down.
+    pub fn forget_policy(&self, by: &str) -> Result<(), Error> {
+        let mut journal = self.journal()?;
+        journal.policy = Policy::default();
+        self.step(&mut journal, Event::Noticed, &format!("{by} took back what was asked of releases besides"))
     }
 
     /// The slots of the disk.

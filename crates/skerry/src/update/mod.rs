@@ -84,6 +84,14 @@ enum Verb {
         #[arg(long, default_value = "console")]
         by: String,
     },
+    /// What is asked of releases here besides their makers' signatures.
+    Policy {
+        /// Take back what images before this one asked for; what this one asks for stays.
+        #[arg(long)]
+        forget: bool,
+        #[arg(long, default_value = "console")]
+        by: String,
+    },
     /// Everything that was done to this box, checked.
     History,
     /// At each start, before the server: do what is safe.
@@ -125,9 +133,8 @@ impl Opened {
             arch: settings::arch()?,
             tries: settings.tries,
             keep_tries: settings.keep_tries,
-            second_approval: settings.second_approval,
             trust,
-            site: settings.site()?,
+            policy: settings.policy()?,
             factory,
         };
         let folder = |path: PathBuf| OsFolder::new(&path).with_context(|| path.display().to_string());
@@ -189,10 +196,13 @@ fn only_one(path: &Path, access: Access) -> Result<Option<File>> {
 
 pub(crate) fn run(args: UpdateArgs) -> Result<ExitCode> {
     let access = match &args.verb {
-        Verb::Status | Verb::Plan { .. } | Verb::Install { dry_run: true, .. } | Verb::History | Verb::Health => {
-            Access::Look
-        }
-        Verb::Install { .. } | Verb::Approve { .. } | Verb::Rollback { .. } => Access::Change,
+        Verb::Status
+        | Verb::Plan { .. }
+        | Verb::Install { dry_run: true, .. }
+        | Verb::Policy { forget: false, .. }
+        | Verb::History
+        | Verb::Health => Access::Look,
+        Verb::Install { .. } | Verb::Approve { .. } | Verb::Rollback { .. } | Verb::Policy { .. } => Access::Change,
         Verb::Boot | Verb::Commit => Access::ChangeAfterOthers,
     };
     let open = || Opened::new(&args.settings, access);
@@ -201,6 +211,13 @@ pub(crate) fn run(args: UpdateArgs) -> Result<ExitCode> {
         Verb::Health => return health(&open()?),
         Verb::Status => show::tell(&show::status(&open()?.updater(), args.json)?),
         Verb::History => return history(&open()?, args.json),
+        Verb::Policy { forget, by } => {
+            let opened = open()?;
+            if forget {
+                opened.updater().forget_policy(&by)?;
+            }
+            print!("{}", show::policy(&opened.updater(), args.json)?);
+        }
         Verb::Plan { file } | Verb::Install { file, dry_run: true, .. } => return plan(&open()?, &file, args.json),
         Verb::Install { file, no_reboot, by, .. } => return install(&open()?, &file, &by, args.json, !no_reboot),
         Verb::Approve { version, by, no_reboot } => {

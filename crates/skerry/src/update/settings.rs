@@ -10,7 +10,7 @@ use bundle::{Arch, Digest, PublicKey, Store};
 use figment::Figment;
 use figment::providers::{Format as _, Toml};
 use serde::Deserialize;
-use updater::{Booted, Release, Site};
+use updater::{Booted, Policy, Release, Site};
 
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -83,10 +83,12 @@ impl BoxSettings {
         figment.extract_inner("update").with_context(|| path.display().to_string())
     }
 
-    pub(super) fn site(&self) -> Result<Option<Site>> {
+    /// What the image asks of releases besides their makers' signatures.
+    pub(super) fn policy(&self) -> Result<Policy> {
         let key = |text: &String| PublicKey::parse(text).with_context(|| format!("site_keys: {text} is no public key"));
         let keys: Vec<PublicKey> = self.site_keys.iter().map(key).collect::<Result<_>>()?;
-        Ok((!keys.is_empty()).then_some(Site { keys, threshold: self.site_threshold }))
+        let site = (!keys.is_empty()).then_some(Site { keys, threshold: self.site_threshold });
+        Ok(Policy { second_approval: self.second_approval, site })
     }
 
     /// What runs, as the image says of itself.

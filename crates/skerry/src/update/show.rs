@@ -5,14 +5,14 @@ use std::io::{IsTerminal as _, Write as _};
 
 use anyhow::Result;
 use serde_json::json;
-use updater::{History, Plan, State, Step, Updater};
+use updater::{History, Plan, Policy, State, Step, Updater};
 
 pub(super) fn status(updater: &Updater<'_>, json: bool) -> Result<String> {
     let (journal, history) = (updater.journal()?, updater.history()?);
     let slot = updater.slots().map(|slots| slots.active.name.to_string());
     let slot = slot.unwrap_or_else(|why| format!("not known: {why}"));
     let needs = match &journal.state {
-        State::Staged { whole: true, approved_by: None, .. } if updater.settings.second_approval => "approval",
+        State::Staged { whole: true, approved_by: None, .. } if updater.policy(&journal).second_approval => "approval",
         State::Armed { .. } => "restart",
         _ => "nothing",
     };
@@ -42,6 +42,7 @@ pub(super) fn status(updater: &Updater<'_>, json: bool) -> Result<String> {
         None => writeln!(text, "other slot        nothing that could be started")?,
     }
     let _ = writeln!(text, "security version  at least {} is needed", journal.floor);
+    text.push_str(&asked(&updater.policy(&journal)));
     if let Some(newest) = journal.newest.filter(|newest| newest.version != updater.booted.version) {
         let _ = writeln!(text, "newest seen       release {}", newest.version);
     }
@@ -52,6 +53,33 @@ pub(super) fn status(updater: &Updater<'_>, json: bool) -> Result<String> {
         let _ = writeln!(text, "HISTORY CHANGED   {broken}");
     }
     Ok(text)
+}
+
+/// What is asked of releases here besides their makers' signatures.
+pub(super) fn policy(updater: &Updater<'_>, json: bool) -> Result<String> {
+    let policy = updater.policy(&updater.journal()?);
+    if json {
+        return Ok(format!("{}\n", json!({ "policy": policy })));
+    }
+    let mut text = asked(&policy);
+    if text.is_empty() {
+        text.push_str("the signatures of the makers are enough\n");
+    }
+    if policy != updater.settings.policy {
+        text.push_str("kept from an image before this one; skerry update policy --forget takes it back\n");
+    }
+    Ok(text)
+}
+
+fn asked(policy: &Policy) -> String {
+    let mut text = String::new();
+    if let Some(site) = &policy.site {
+        let _ = writeln!(text, "the site signs    {} of its {} keys", site.threshold, site.keys.len());
+    }
+    if policy.second_approval {
+        let _ = writeln!(text, "second person     has to approve an update");
+    }
+    text
 }
 
 fn in_words(state: &State, needs: &str) -> &'static str {

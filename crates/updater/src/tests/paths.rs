@@ -14,6 +14,7 @@ use crate::entry::Entry;
 use crate::folder::Folder as _;
 use crate::history::Event;
 use crate::journal::{Reason, State};
+use crate::policy::{Policy, Site};
 use crate::slots::EMPTY;
 use crate::updater::Error;
 
@@ -238,7 +239,7 @@ fn going_back_on_request() {
 #[test]
 fn a_second_person_has_to_approve() {
     let mut world = World::new(ESP);
-    world.second_approval = true;
+    world.policy.second_approval = true;
     world.settle().unwrap();
     world.install(bundle_of(2)).unwrap();
     let says = |what: Result<(), Error>, words: &str| {
@@ -399,11 +400,32 @@ fn roots_grow_with_good_files_and_stay() {
 fn a_site_may_want_a_say() {
     let mut world = World::new(ESP);
     let key = signer(31).public().unwrap();
-    world.site = Some(crate::updater::Site { keys: vec![key], threshold: 1 });
+    world.policy.site = Some(Site { keys: vec![key], threshold: 1 });
     world.settle().unwrap();
     let why = world.install(bundle_of(2)).unwrap_err().to_string();
     assert!(why.contains("asks for signatures of its own: 0 of 1"), "{why}");
     world.install(&signed(bundle_of(2), &[31])).unwrap();
+}
+
+#[test]
+fn an_update_does_not_take_away_what_the_site_asks_for() {
+    let mut world = World::new(ESP);
+    let key = signer(31).public().unwrap();
+    world.policy = Policy { second_approval: true, site: Some(Site { keys: vec![key], threshold: 1 }) };
+    world.settle().unwrap();
+    world.install(&signed(bundle_of(2), &[31])).unwrap();
+    world.updater().approve("1.2.0", "colonel").unwrap();
+    world.updater().arm(false, &mut |_, _, _| {}).unwrap();
+    world.settle().unwrap();
+    assert_eq!(world.booted, 2);
+    // The image of the makers' next release knows nothing of it.
+    world.policy = Policy::default();
+    let why = world.install(bundle_of(3)).unwrap_err().to_string();
+    assert!(why.contains("asks for signatures of its own: 0 of 1"), "{why}");
+    assert!(world.updater().plan(Cursor::new(bundle_of(3)), &mut |_, _, _| {}).is_err());
+    world.updater().forget_policy("general").unwrap();
+    assert!(!world.updater().plan(Cursor::new(bundle_of(3)), &mut |_, _, _| {}).unwrap().needs_approval);
+    assert!(world.updater().history().unwrap().lines.last().unwrap().text.starts_with("general took back"));
 }
 
 #[test]

@@ -22,6 +22,7 @@ use crate::gpt::{Guid, Table};
 use crate::history::Event;
 use crate::host::Host;
 use crate::journal::{Reason, Release, State};
+use crate::policy::Policy;
 use crate::slots::{Booted, ids};
 use crate::testing::{self, ROOT_KIND, VERITY_KIND, partition};
 use crate::updater::{Error, Settings, Updater};
@@ -249,10 +250,9 @@ pub(super) struct World {
     pub(super) sick_from: u64,
     pub(super) health: Health,
     pub(super) planted: Option<Bug>,
-    pub(super) second_approval: bool,
+    pub(super) policy: Policy,
     pub(super) keep_tries: u32,
     pub(super) now_s: u64,
-    pub(super) site: Option<crate::updater::Site>,
     /// The server is killed behind the checkpoint of an installation, and starts again.
     pub(super) killed: bool,
     /// Somebody was told that a release is armed.
@@ -327,10 +327,9 @@ impl World {
             sick_from: 2,
             health: Health::Good,
             planted: None,
-            second_approval: false,
+            policy: Policy::default(),
             keep_tries: 3,
             now_s: 1_800_000_000,
-            site: None,
             killed: false,
             told: Cell::default(),
             esp_at,
@@ -349,8 +348,8 @@ impl World {
         let esp = self.esp.again(Media::new(&image, &power, self.esp_at, self.esp_bytes));
         disk.lies.set(self.disk.lies.get());
         esp.media.lies.set(self.esp.media.lies.get());
-        let (planted, site, told) = (self.planted, self.site.clone(), Cell::default());
-        Self { power, image, disk, esp, state, server, planted, site, told, ..*self }
+        let (planted, policy, told) = (self.planted, self.policy.clone(), Cell::default());
+        Self { power, image, disk, esp, state, server, planted, policy, told, ..*self }
     }
 
     pub(super) fn updater(&self) -> Updater<'_> {
@@ -373,9 +372,8 @@ impl World {
                 arch: Arch::X86_64,
                 tries: 3,
                 keep_tries: self.keep_tries,
-                second_approval: self.second_approval,
+                policy: self.policy.clone(),
                 trust: root(1).to_bytes(),
-                site: self.site.clone(),
                 factory,
             },
             booted: Booted { version: version(booted), root_hash: Some(parts(booted).1) },
@@ -390,7 +388,7 @@ impl World {
         updater.stage(Cursor::new(bundle), "officer", &mut |_, _, _| {})?;
         // Messages come in while the slot is written.
         self.server.send();
-        if !self.second_approval {
+        if !self.policy.second_approval {
             updater.arm(true, &mut |_, _, _| {})?;
             self.told.set(true);
         }
