@@ -6,6 +6,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -448,4 +449,36 @@ fn an_installation_is_not_ended_while_clients_wait() {
     assert!(install.wait().unwrap().success());
     assert!(machine.at().join("rebooted").exists());
     assert_eq!((&machine.status()["state"], &machine.health()["maintenance"]), (&"armed".into(), &true.into()));
+}
+
+/// A release that has proven itself is not left for what would be no better with another.
+#[test]
+fn a_machine_that_cannot_write_does_not_cost_a_good_release_its_place() {
+    let mut machine = Machine::new();
+    let file = machine.bundle(2);
+    machine.update("boot");
+    machine.start();
+    assert_eq!(machine.update("health"), "fit\n");
+    // As on a full disk, nothing can be written.
+    let hold = "{\"on\":true}";
+    let mut socket = UnixStream::connect(machine.at().join("data/admin.sock")).unwrap();
+    let head =
+        format!("POST /maintenance HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n", hold.len());
+    socket.write_all(format!("{head}content-type: application/json\r\n\r\n{hold}").as_bytes()).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let said = machine.update("health");
+    assert!(said.contains("NOT FIT: the server cannot write and read") && said.contains("goes on"), "{said}");
+    // On trial it does, and so does a server that does not run, at any time.
+    machine.update(&format!("install {file} --no-reboot"));
+    let unfit = machine.skerry("update --box box.toml health");
+    assert!(!unfit.status.success() && text(&unfit).contains("NOT FIT"), "{}", text(&unfit));
+    machine.update("rollback");
+    assert_eq!(machine.update("health"), "fit\n");
+    machine.kill();
+    let settings = fs::read_to_string(machine.at().join("box.toml")).unwrap();
+    fs::write(machine.at().join("box.toml"), settings.replace("within_s = 60", "within_s = 0")).unwrap();
+    let gone = machine.skerry("update --box box.toml health");
+    assert!(!gone.status.success() && text(&gone).contains("does not run"), "{}", text(&gone));
 }

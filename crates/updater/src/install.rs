@@ -73,7 +73,7 @@ impl Updater<'_> {
         self.must_be_free(&journal)?;
         if journal.state != State::Idle {
             // An installation that was killed behind the checkpoint has left clients waiting.
-            self.serve_again()?;
+            self.serve_again(&journal)?;
         }
         let (mut checked, plan, mut have) = match self.take_in(&mut journal, file, report) {
             Ok(judged) => judged,
@@ -151,7 +151,7 @@ impl Updater<'_> {
         report(Step::Arm, 0, 1);
         let checkpoint = checkpoint_name(journal.attempts, &journal.running.version, &to.version);
         self.host.clear()?;
-        self.hold_still(&checkpoint)?;
+        self.hold_still(&journal, &checkpoint)?;
         if let Err(error) = self.switch(&mut journal, to, checkpoint.clone()) {
             // The next boot sorts it out if this cannot.
             let reason = Reason::Unfit { what: error.to_string() };
@@ -166,10 +166,10 @@ impl Updater<'_> {
 
     /// From the checkpoint on, nobody is told that anything is safe: neither by the server that runs nor by one that is
     /// started in its place.
-    fn hold_still(&self, checkpoint: &str) -> Result<(), Error> {
+    fn hold_still(&self, journal: &Journal, checkpoint: &str) -> Result<(), Error> {
         self.host.start_silent(!self.starts_open())?;
         if let Err(why) = self.host.freeze(checkpoint) {
-            self.serve_again()?;
+            self.serve_again(journal)?;
             return Err(Error::Host(why));
         }
         Ok(())

@@ -44,6 +44,9 @@ pub struct Journal {
     pub log: Option<Head>,
     /// Why the last update did not come to stay, in words.
     pub failure: Option<String>,
+    /// How often in a row the box went forward again by itself to a release that had not come up.
+    #[serde(default)]
+    pub returns: u32,
 }
 
 /// A release, as much of it as matters here.
@@ -118,6 +121,7 @@ impl Journal {
             policy: Policy::default(),
             log: None,
             failure: None,
+            returns: 0,
         }
     }
 
@@ -135,9 +139,10 @@ impl Journal {
         Ok(Some(journal))
     }
 
-    /// Whether a release that is not on trial may serve: not while the data is another release's, or is to be put back.
-    pub fn may_serve(&self) -> bool {
-        matches!(self.state, State::Idle | State::Staged { .. })
+    /// Whether a release that is not on trial may serve: not while the data is another release's, or is to be put back, and
+    /// not where it opens holes that were closed.
+    pub fn may_serve(&self, security_version: u64) -> bool {
+        matches!(self.state, State::Idle | State::Staged { .. }) && security_version >= self.floor
     }
 
     /// Durable when it returns; before that the old one is.

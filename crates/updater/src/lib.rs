@@ -28,6 +28,7 @@ mod slots;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod updater;
 mod wake;
 

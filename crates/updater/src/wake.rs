@@ -31,14 +31,15 @@ impl Updater<'_> {
     pub fn wake(&self) -> Result<Woken, Error> {
         self.host.start_silent(true)?;
         let woken = self.do_what_is_safe();
-        let open = match &woken {
-            Ok(woken) => !woken.trial && !woken.reboot,
-            Err(_) => self.journal().is_ok_and(|journal| journal.may_serve()),
-        };
-        if open {
+        let held = woken.as_ref().is_ok_and(|woken| woken.trial || woken.reboot);
+        if !held && self.journal().is_ok_and(|journal| self.may_serve(&journal)) {
             self.host.start_silent(false)?;
         }
         woken
+    }
+
+    fn may_serve(&self, journal: &Journal) -> bool {
+        journal.may_serve(self.settings.factory.security_version)
     }
 
     fn do_what_is_safe(&self) -> Result<Woken, Error> {
@@ -66,8 +67,14 @@ impl Updater<'_> {
                 self.discard(&mut journal, "it was not whole")?;
             }
             Decision::Adopt(reason) => {
-                let text = format!("release {watched} does not run ({reason}); release {} does", facts.booted);
-                self.adopt(&mut journal, &text)?;
+                let mut text = format!("release {watched} does not run ({reason}); release {} does", facts.booted);
+                if let Some(why) = self.why_silent(&journal)? {
+                    text += &format!(", but serves nobody: {why}");
+                    woken.reboot = self.tries_again(&mut journal, &text)?;
+                }
+                if !woken.reboot {
+                    self.adopt(&mut journal, &text)?;
+                }
                 woken.said.push(text);
             }
             Decision::Try => {
@@ -119,8 +126,12 @@ impl Updater<'_> {
         }
         // Without a trial, too: an earlier call may have come no further than the journal.
         if journal.state == State::Idle {
-            self.serve_again()?;
+            self.serve_again(&journal)?;
             self.tidy()?;
+        }
+        if journal.returns > 0 && journal.running.version == self.booted.version && self.may_serve(&journal) {
+            journal.returns = 0;
+            journal.store(self.state)?;
         }
         if journal.running.version == self.booted.version {
             self.renew_tries(&journal)?;
@@ -128,8 +139,8 @@ impl Updater<'_> {
         Ok(on_trial)
     }
 
-    /// Goes back: throws away what is staged, leaves what is armed or on trial, or returns to the release before. Says
-    /// whether the box has to boot again for it.
+    /// Goes back: throws away what is staged, leaves what is armed or on trial, or returns to the release in the other slot;
+    /// one above that did not come up is tried again. Says whether the box has to boot again for it.
     ///
     /// # Errors
     /// There is nothing to go back to, it would open holes again, or it cannot read the data.
@@ -142,7 +153,7 @@ impl Updater<'_> {
                 self.remove_entries(&to.version)?;
                 self.empty_slot()?;
                 // An installation that was killed behind the checkpoint has left clients waiting.
-                self.serve_again()?;
+                self.serve_again(&journal)?;
                 Ok(false)
             }
             State::Armed { checkpoint, .. } if journal.running.version == self.booted.version => {
@@ -155,6 +166,10 @@ impl Updater<'_> {
             State::Fallback { .. } => Ok(true),
             State::Idle => {
                 let before = self.may_go_back(&journal)?;
+                if self.entries(&before.version)?.iter().all(Entry::is_bad) {
+                    self.once_more(&mut journal, before, by)?;
+                    return Ok(true);
+                }
                 let from = std::mem::replace(&mut journal.running, before);
                 journal.other = None;
                 self.leave(&mut journal, from, None, asked)?;
@@ -167,7 +182,8 @@ impl Updater<'_> {
         let not = |why: String| Err(Error::Not(why));
         let Some(other) = &journal.other else { return not("The other slot holds no release.".into()) };
         let version = &other.version;
-        if self.entries(version)?.iter().all(Entry::is_bad) {
+        let entries = self.entries(version)?;
+        if entries.iter().all(Entry::is_bad) && !self.deserves_a_turn(other, &entries) {
             return not(format!("Release {version} in the other slot cannot be booted."));
         }
         if other.security_version < journal.floor {
@@ -236,12 +252,15 @@ impl Updater<'_> {
             return Ok(true);
         }
         self.fall_back(journal, None, reason)?;
-        self.serve_again()?;
+        self.serve_again(journal)?;
         Ok(false)
     }
 
-    /// Clients are served again, also by a server that is started anew. The journal says already that nothing is to be put back.
-    pub(crate) fn serve_again(&self) -> Result<(), Error> {
+    /// Clients are served again, also by a server that is started anew, if the journal says already that they may be.
+    pub(crate) fn serve_again(&self, journal: &Journal) -> Result<(), Error> {
+        if !self.may_serve(journal) {
+            return Ok(());
+        }
         self.host.start_silent(false)?;
         self.host.thaw().map_err(Error::Host)
     }
@@ -335,7 +354,8 @@ impl Updater<'_> {
 }
 
 impl State {
-    pub(crate) fn checkpoint(&self) -> Option<String> {
+    /// What the data is put back to if the release on its way is left; nothing if no release is.
+    pub fn checkpoint(&self) -> Option<String> {
         match self {
             Self::Armed { checkpoint, .. } | Self::Trial { checkpoint, .. } => Some(checkpoint.clone()),
             Self::Fallback { checkpoint, .. } => checkpoint.clone(),

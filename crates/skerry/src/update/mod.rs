@@ -22,7 +22,7 @@ use homeserver::rng::Rng;
 use http::Method;
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Value, json};
-use updater::{Error, FileDisk, Host as _, Journal, OsFolder, Settings, State, Step, Updater};
+use updater::{Error, FileDisk, Host as _, Journal, OsFolder, Settings, Step, Updater};
 
 use host::BoxHost;
 use settings::BoxSettings;
@@ -208,7 +208,7 @@ pub(crate) fn run(args: UpdateArgs) -> Result<ExitCode> {
     let open = || Opened::new(&args.settings, access);
     match args.verb {
         Verb::Boot => return Ok(boot(&args.settings)),
-        Verb::Health => return health(&open()?),
+        Verb::Health => return health(&args.settings),
         Verb::Status => show::tell(&show::status(&open()?.updater(), args.json)?),
         Verb::History => return history(&open()?, args.json),
         Verb::Policy { forget, by } => {
@@ -360,7 +360,9 @@ fn wake(path: &Path) -> Result<()> {
     let opened = Opened::new(path, Access::ChangeAfterOthers).inspect_err(|_| {
         // Without the boot partition or the disk: the journal alone says whether anything is to be done.
         let journal = OsFolder::new(&settings.state).and_then(|state| Journal::load(&state));
-        if journal.is_ok_and(|journal| journal.is_none_or(|journal| journal.may_serve())) {
+        if let (Ok(journal), Ok((_, runs))) = (journal, settings.running())
+            && journal.is_none_or(|journal| journal.may_serve(runs.security_version))
+        {
             let _ = host.start_silent(false);
         }
     })?;
@@ -372,47 +374,72 @@ fn wake(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// 0 if it is. A release on trial that is not leaves word for the one that comes after it.
-fn health(opened: &Opened) -> Result<ExitCode> {
-    let Err(why) = is_fit(opened) else {
-        show::tell("fit\n");
-        return Ok(ExitCode::SUCCESS);
-    };
-    show::tell(&format!("NOT FIT: {why}\n"));
-    if let State::Trial { .. } = opened.updater().journal()?.state {
-        opened.updater().complain(&why)?;
-    }
-    Ok(ExitCode::FAILURE)
+/// What is wrong.
+enum Unfit {
+    /// With this release, as far as can be told.
+    Release(String),
+    /// With the machine: another release would be no better off.
+    Machine(String),
 }
 
-fn is_fit(opened: &Opened) -> Result<(), String> {
-    let settings = &opened.settings;
+/// 0 if it is. A release on trial that is not leaves word for the one that comes after it. One that has proven itself is not
+/// left for a full disk or the like, which would only take away what still works.
+fn health(path: &Path) -> Result<ExitCode> {
+    let settings = BoxSettings::load(path)?;
+    let state = OsFolder::new(&settings.state).with_context(|| settings.state.display().to_string())?;
+    let on_trial = Journal::load(&state)?.is_some_and(|journal| journal.state.checkpoint().is_some());
+    let see_box = || Opened::new(path, Access::Look).map_err(|error| Unfit::Release(format!("{error:#}")));
+    let fit = is_fit(&settings).and_then(|()| if on_trial { see_box().map(drop) } else { Ok(()) });
+    let (why, counts) = match fit {
+        Ok(()) => {
+            show::tell("fit\n");
+            return Ok(ExitCode::SUCCESS);
+        }
+        Err(Unfit::Release(why)) => (why, true),
+        Err(Unfit::Machine(why)) => (why, on_trial),
+    };
+    show::tell(&format!("NOT FIT: {why}\n"));
+    if on_trial {
+        Opened::new(path, Access::Look)?.updater().complain(&why)?;
+    } else if !counts {
+        show::tell("This release goes on: another one would be no better off.\n");
+    }
+    Ok(if counts { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn is_fit(settings: &BoxSettings) -> Result<(), Unfit> {
+    let host = BoxHost::new(settings);
     let clock = Clock::system();
     let until = clock.monotonic() + Duration::from_secs(settings.health_within_s);
-    let ask = |method, path: &str| opened.host.ask(method, path, None, Duration::from_secs(60));
+    let ask = |method, path: &str| host.ask(method, path, None, Duration::from_secs(60));
+    let release = |why: &str| Unfit::Release(why.to_owned());
     // A server that is still starting has time.
     let (status, answer) = loop {
         match ask(Method::GET, "/health") {
             Ok(Some(answer)) => break answer,
-            Err(why) if clock.monotonic() > until => return Err(format!("the server does not answer: {why}")),
-            Ok(None) if clock.monotonic() > until => return Err("the server does not run".into()),
+            Err(why) if clock.monotonic() > until => {
+                return Err(release(&format!("the server does not answer: {why}")));
+            }
+            Ok(None) if clock.monotonic() > until => return Err(release("the server does not run")),
             _ => std::thread::sleep(Duration::from_millis(500)),
         }
     };
     if !status.is_success() {
         let reason = answer.get("reason").and_then(Value::as_str).unwrap_or("it does not say why");
-        return Err(format!("the server finds itself unfit: {reason}"));
+        return Err(Unfit::Machine(format!("the server finds itself unfit: {reason}")));
     }
-    match ask(Method::POST, "/maintenance/probe")? {
+    match ask(Method::POST, "/maintenance/probe").map_err(Unfit::Release)? {
         Some((status, _)) if status.is_success() => {}
-        Some((status, answer)) => return Err(format!("the server cannot write and read: {status} {answer}")),
-        None => return Err("the server went away".into()),
+        Some((status, answer)) => {
+            return Err(Unfit::Machine(format!("the server cannot write and read: {status} {answer}")));
+        }
+        None => return Err(release("the server went away")),
     }
-    client::wait(client::get_here(&settings.health_url, Duration::from_secs(60)))?;
+    client::wait(client::get_here(&settings.health_url, Duration::from_secs(60))).map_err(Unfit::Release)?;
     let write = || -> std::io::Result<()> {
         let mut file = tempfile::tempfile_in(&settings.state)?;
         file.write_all(&[0; 4096])?;
         file.sync_all()
     };
-    write().map_err(|error| format!("the disk cannot be written: {error}"))
+    write().map_err(|error| Unfit::Machine(format!("the disk cannot be written: {error}")))
 }

@@ -174,28 +174,127 @@ fn a_box_that_fails_with_nothing_to_put_back_serves() {
     assert!(!world.server.silent.get());
 }
 
-#[test]
-fn an_active_slot_that_is_damaged_gives_way_to_the_other() {
-    let mut world = updated(Health::Good);
-    let slots = world.updater().slots().unwrap();
-    let at = slots.active.root.at + 50_000;
+/// Runs release 2, which is of this security version, beside release 1.
+fn beside(security_version: u64) -> World {
+    let mut world = World::new(ESP);
+    world.settle().unwrap();
+    world.install(&Recipe { security_version, ..Recipe::new(2) }.bundle()).unwrap();
+    world.settle().unwrap();
+    world.must_be_well();
+    assert_eq!(world.booted, 2);
+    world
+}
+
+/// Changes a byte of the root that runs.
+fn damage(world: &World) {
+    let at = world.updater().slots().unwrap().active.root.at + 50_000;
     let mut byte = [0];
     world.disk.read_at(at, &mut byte).unwrap();
     world.disk.write_at(at, &[byte[0] ^ 1]).unwrap();
     world.disk.sync().unwrap();
+}
+
+fn failure(world: &World) -> String {
+    world.updater().journal().unwrap().failure.unwrap_or_default()
+}
+
+#[test]
+fn an_active_slot_that_is_damaged_gives_way_to_the_other() {
+    let mut world = beside(1);
+    damage(&world);
     world.settle().unwrap();
     assert_eq!(world.booted, 1);
     world.must_be_well();
-    let failure = world.updater().journal().unwrap().failure.unwrap();
-    assert!(failure.contains("did not come up in 3 tries"), "{failure}");
-    // It stays there, and the damaged slot can be written anew, but not with something older than what has run.
+    assert!(failure(&world).contains("did not come up in 3 tries"), "{}", failure(&world));
+    // It stays there, also if somebody asks for what is damaged; the slot can be written anew.
+    let why = world.updater().rollback("me").unwrap_err().to_string();
+    assert!(why.contains("cannot be booted"), "{why}");
     world.settle().unwrap();
+    world.install(bundle_of(2)).unwrap();
+    world.settle().unwrap();
+    world.must_be_well();
+    assert_eq!(world.booted, 2);
+}
+
+#[test]
+fn an_older_release_that_takes_over_serves_nobody_where_it_opens_holes_again() {
+    let mut world = beside(2);
+    damage(&world);
+    let promised = world.server.promised.get();
+    world.settle().unwrap();
+    assert_eq!((world.booted, world.server.promised.get()), (1, promised));
+    world.must_be_well();
+    assert!(failure(&world).contains("it has security version 1, and this box has run 2"), "{}", failure(&world));
+    // So it is after each start, until something is installed that may serve.
+    world.settle().unwrap();
+    assert_eq!((world.booted, world.server.promised.get()), (1, promised));
+    assert!(!world.updater().commit().unwrap() && world.server.frozen.get());
+    world.server.refuses.set(true);
+    assert!(matches!(world.install(bundle_of(2)), Err(Error::Host(_))));
+    world.server.refuses.set(false);
+    assert!(!world.updater().rollback("me").unwrap());
+    assert!(world.server.frozen.get() && world.server.silent.get());
     let refused = world.install(&Recipe { security_version: 1, ..Recipe::new(3) }.bundle()).unwrap_err();
     assert!(refused.to_string().contains("is older than what this box has run"), "{refused}");
     world.install(bundle_of(2)).unwrap();
     world.settle().unwrap();
     world.must_be_well();
+    assert_eq!((world.booted, world.server.frozen.get()), (2, false));
+}
+
+#[test]
+fn power_that_comes_and_goes_does_not_leave_the_box_with_a_release_that_may_not_serve() {
+    let short_starts = |world: &mut World| {
+        world.health = Health::Hangs;
+        for _ in 0..3 {
+            assert!(!world.boot().unwrap());
+        }
+        world.health = Health::Good;
+    };
+    // It would open holes again.
+    let mut world = beside(2);
+    for _ in 0..3 {
+        short_starts(&mut world);
+        world.settle().unwrap();
+        world.must_be_well();
+        assert_eq!((world.booted, world.updater().journal().unwrap().returns), (2, 0));
+    }
+    // It cannot read the data any more.
+    let mut world = World::new(ESP);
+    world.settle().unwrap();
+    let store = Store { oldest: 1, newest: 2 };
+    world.install(&Recipe { security_version: 1, store, ..Recipe::new(2) }.bundle()).unwrap();
+    world.settle().unwrap();
+    world.server.format.set(2);
+    short_starts(&mut world);
+    world.settle().unwrap();
+    world.must_be_well();
     assert_eq!(world.booted, 2);
+    // Where the other one may serve, it does; and people can have the one above back.
+    let mut world = beside(1);
+    short_starts(&mut world);
+    world.settle().unwrap();
+    world.must_be_well();
+    assert_eq!(world.booted, 1);
+    assert!(world.updater().rollback("me").unwrap());
+    world.settle().unwrap();
+    world.must_be_well();
+    assert_eq!((world.booted, world.entry_names().len()), (2, 2));
+}
+
+#[test]
+fn a_release_that_never_comes_up_again_is_not_tried_for_ever() {
+    let mut world = beside(2);
+    world.health = Health::Hangs;
+    world.settle().unwrap();
+    world.must_be_well();
+    assert_eq!((world.booted, world.server.frozen.get()), (1, true));
+    // It was mended elsewhere (a device that was unplugged), and somebody asks for it.
+    world.health = Health::Good;
+    assert!(world.updater().rollback("me").unwrap());
+    world.settle().unwrap();
+    world.must_be_well();
+    assert_eq!((world.booted, world.server.frozen.get()), (2, false));
 }
 
 #[test]
