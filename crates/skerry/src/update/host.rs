@@ -2,13 +2,13 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, lchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use homeserver::admin::client;
 use homeserver::admin::maintenance::{CHECKPOINTS, checkpoint_closed};
-use homeserver::maintenance;
+use homeserver::{dirs, maintenance};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use updater::Host;
@@ -68,7 +68,7 @@ impl Host for BoxHost {
         if let Some(folder) = self.boot_env.parent() {
             fs::create_dir_all(folder)?;
         }
-        fs::write(&self.boot_env, format!("SKERRY_TRIAL={}\n", u8::from(silent)))
+        dirs::replace(&self.boot_env, format!("SKERRY_TRIAL={}\n", u8::from(silent)).as_bytes(), 0o644)
     }
 
     fn freeze(&self, checkpoint: &str) -> Result<(), String> {
@@ -146,16 +146,19 @@ fn belong_to_the_server(data: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Never what a link leads to: the server may have put it there.
 fn give(path: &Path, owner: &fs::Metadata) -> io::Result<()> {
     let is = fs::symlink_metadata(path)?;
-    if (is.uid(), is.gid()) == (owner.uid(), owner.gid()) {
+    if is.is_symlink() || (is.uid(), is.gid()) == (owner.uid(), owner.gid()) {
         return Ok(());
     }
-    chown(path, Some(owner.uid()), Some(owner.gid()))
+    lchown(path, Some(owner.uid()), Some(owner.gid()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{chown, symlink};
+
     use super::*;
 
     /// Where nobody runs.
@@ -191,6 +194,44 @@ mod tests {
         host.clear().unwrap();
         assert!(!host.data.join(LEFT).exists() && !host.data.join(CHECKPOINTS).exists());
         assert_eq!(store(&host), "served since");
+    }
+
+    #[test]
+    fn what_links_of_the_server_lead_to_is_not_given_to_it() {
+        let (dir, host) = host();
+        let [key, link] = [dir.path().join("box.key"), host.data.join("store/link")];
+        fs::write(&key, "secret").unwrap();
+        symlink(&key, &link).unwrap();
+        symlink(dir.path(), host.data.join("store/folder")).unwrap();
+        // Somebody else's: as root one can be made, and others may not even try.
+        let owner = match nix::unistd::geteuid().is_root() {
+            true => {
+                chown(&host.data, Some(970), Some(970)).unwrap();
+                fs::metadata(&host.data).unwrap()
+            }
+            false => fs::metadata("/").unwrap(),
+        };
+        let before = fs::metadata(&key).unwrap().uid();
+        give(&link, &owner).unwrap();
+        if nix::unistd::geteuid().is_root() {
+            belong_to_the_server(&host.data).unwrap();
+            assert_eq!(fs::metadata(host.data.join("store/CURRENT")).unwrap().uid(), 970);
+        }
+        assert_eq!(fs::metadata(&key).unwrap().uid(), before);
+    }
+
+    #[test]
+    fn how_the_server_starts_is_replaced_and_not_written_through_a_link() {
+        let (dir, host) = empty();
+        let other = dir.path().join("other");
+        fs::write(&other, "other").unwrap();
+        fs::create_dir(dir.path().join("run")).unwrap();
+        symlink(&other, &host.boot_env).unwrap();
+        for (silent, says) in [(true, "SKERRY_TRIAL=1\n"), (false, "SKERRY_TRIAL=0\n")] {
+            host.start_silent(silent).unwrap();
+            assert_eq!(fs::read_to_string(&host.boot_env).unwrap(), says);
+        }
+        assert_eq!(fs::read_to_string(&other).unwrap(), "other");
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl Default for BoxSettings {
             os_release: "/usr/lib/os-release".into(),
             cmdline: "/proc/cmdline".into(),
             admin_socket: "/run/skerry/admin.sock".into(),
-            boot_env: "/run/skerry/boot.env".into(),
+            boot_env: "/run/skerry-update/boot.env".into(),
             tries: 3,
             keep_tries: 3,
             second_approval: false,

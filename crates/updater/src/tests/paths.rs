@@ -413,7 +413,7 @@ fn an_installation_that_was_killed_behind_the_checkpoint_leaves_nobody_waiting_f
     assert!(!world.updater().rollback("me").unwrap() && serves(&world));
     world.must_be_well();
     let mut world = killed();
-    world.second_approval = true;
+    world.policy.second_approval = true;
     world.install(bundle_of(2)).unwrap();
     assert!(serves(&world));
     let mut world = killed();
