@@ -195,6 +195,9 @@ impl Kit {
         }
         let path = std::env::var("PATH").context("PATH")?;
         cargo
+            // Zig names its headers by where it is started if they lie below, and build scripts run elsewhere. Target folders
+            // do not lie below this one.
+            .current_dir(run::root().join("crates"))
             .env("PATH", format!("{}:{path}", self.zig.display()))
             .env("RUSTFLAGS", flags.join(" "))
             .env("CARGO_TARGET_DIR", run::target_dir())
