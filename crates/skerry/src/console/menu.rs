@@ -22,7 +22,7 @@ const MENU: &str = "\n  1 status             6 back to the release before   11 h
                     2 new password       7 restart the machine          12 what the box says\n  \
                     3 network            8 switch it off                13 the same onto a stick\n  \
                     4 update from stick  9 orders on a stick            14 time\n  \
-                    5 approve an update 10 status of updates\n";
+                    5 approve an update 10 status of updates            15 rules of updates\n";
 /// What a person needs to see of the journal, and what somebody who helps them from far away may want.
 const SAYS: [&str; 5] = ["--boot", "--unit=skerry*", "--unit=nftables.service", "--lines=200", "--output=short-iso"];
 const SAYS_ALL: [&str; 2] = ["--lines=200000", "--output=short-iso"];
@@ -71,6 +71,7 @@ fn choose<R: BufRead, W: Write>(
         }
         "13" => onto_stick(terminal, layout, machine),
         "14" => time(terminal, layout, machine),
+        "15" => rules(terminal, machine),
         other => terminal.say(&format!("  there is no {other:?}")),
     }
 }
@@ -250,6 +251,16 @@ fn approve<R: BufRead, W: Write>(terminal: &mut Terminal<R, W>, machine: &mut im
     updater(&["approve", &version, "--by", &by], machine)
 }
 
+/// What is asked of releases besides their makers' signatures. What this image asks for cannot be taken back here.
+fn rules<R: BufRead, W: Write>(terminal: &mut Terminal<R, W>, machine: &mut impl Machine) -> Result<()> {
+    shown(&["policy"], terminal, machine)?;
+    if !terminal.agree("Take back what images before this one asked for?")? {
+        return Ok(());
+    }
+    let by = terminal.ask("Your name", "", word)?;
+    updater(&["policy", "--forget", "--by", &by], machine)
+}
+
 /// No option, and nothing that breaks a line of the history.
 fn word(text: &str) -> Result<String, String> {
     let good =
@@ -341,6 +352,15 @@ mod tests {
         );
         let set: Vec<&String> = machine.calls.iter().filter(|call| call.starts_with("clock ")).collect();
         assert_eq!(set, ["clock 1795372200"]);
+    }
+
+    #[test]
+    fn rules_of_earlier_images_are_taken_back_by_somebody_with_a_name() {
+        let mut machine = Fake { said: "second approval  asked for by 1.0.0\n", ..Fake::default() };
+        let said = talk("15\n\n15\nyes\n-x\nAda\n", &mut machine);
+        assert!(said.contains("asked for by 1.0.0"), "{said}");
+        let policy: Vec<&String> = machine.calls.iter().filter(|call| call.contains("policy")).collect();
+        assert_eq!(policy, ["update policy", "update policy", "update policy --forget --by Ada"]);
     }
 
     #[test]
