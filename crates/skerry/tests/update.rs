@@ -120,7 +120,8 @@ impl Machine {
     fn settings(&self, health_url: &str) {
         let text = "[slots]\nnames = \"for others\"\n[update]\ndisk = \"DIR/disk\"\nesp = \"DIR/esp\"\nstate = \"DIR/update\"\n\
             data = \"DIR/data\"\ntrust = \"DIR/root.json\"\nos_release = \"DIR/os-release\"\ncmdline = \"DIR/cmdline\"\n\
-            admin_socket = \"DIR/data/admin.sock\"\nboot_env = \"DIR/boot.env\"\nreboot = [\"touch\", \"DIR/rebooted\"]\n\
+            admin_socket = \"DIR/data/admin.sock\"\nboot_env = \"DIR/boot.env\"\njudge = [\"touch\", \"DIR/judged\"]\n\
+            reboot = [\"touch\", \"DIR/rebooted\"]\n\
             health_within_s = 60\nhealth_url = \"URL\"\n";
         let text = text.replace("DIR", &self.at().display().to_string()).replace("URL", health_url);
         fs::write(self.at().join("box.toml"), text).unwrap();
@@ -291,6 +292,7 @@ fn what_was_acknowledged_survives_a_release_that_is_left() {
     machine.runs(2);
     machine.rename("skerry_1.2.0+3.efi", "skerry_1.2.0+2-1.efi");
     assert!(machine.update("boot").contains("Release 1.2.0 is on trial"));
+    assert!(machine.at().join("judged").exists());
     assert_eq!(fs::read_to_string(machine.at().join("boot.env")).unwrap(), "SKERRY_TRIAL=1\n");
     let address = machine.start();
     assert!(get(&address, "/_matrix/client/v3/login").starts_with("HTTP/1.1 503"));

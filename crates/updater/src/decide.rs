@@ -84,7 +84,7 @@ mod tests {
     fn each_state_has_one_safe_thing() {
         let staged = |whole| State::Staged { to: release("2"), whole, by: "me".into(), approved_by: None };
         let armed = || State::Armed { to: release("2"), checkpoint: "c".into() };
-        let trial = || State::Trial { to: release("2"), checkpoint: "c".into() };
+        let trial = || State::Trial { to: release("2"), checkpoint: "c".into(), starts: 1 };
         let reason = Reason::NotChosen;
         let fallback = || State::Fallback { from: release("2"), checkpoint: None, reason: Reason::NotChosen };
         check(State::Idle, "1", Some(None), Decision::Serve);
@@ -110,8 +110,10 @@ mod tests {
 
     #[test]
     fn a_complaint_is_the_reason() {
-        let journal =
-            Journal { state: State::Trial { to: release("2"), checkpoint: "c".into() }, ..Journal::new(release("1")) };
+        let journal = Journal {
+            state: State::Trial { to: release("2"), checkpoint: "c".into(), starts: 1 },
+            ..Journal::new(release("1"))
+        };
         let facts = Facts { booted: "1".into(), entry: None, complaint: Some("the disk is full".into()) };
         assert_eq!(decide(&journal, &facts), Decision::FallBack(Reason::Unfit { what: "the disk is full".into() }));
     }

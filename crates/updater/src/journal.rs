@@ -81,7 +81,13 @@ pub enum State {
     Armed { to: Release, checkpoint: String },
     /// The new release was booted and has not proven itself. Safe: to go on trying while it runs; to fall back when the old
     /// one runs.
-    Trial { to: Release, checkpoint: String },
+    Trial {
+        to: Release,
+        checkpoint: String,
+        /// How often it has come up so far. The boot loader counts, too, where firmware lets it.
+        #[serde(default)]
+        starts: u32,
+    },
     /// The old release is to stay. Safe: to put the data back and to throw the new one away, again if need be.
     Fallback { from: Release, checkpoint: Option<String>, reason: Reason },
 }

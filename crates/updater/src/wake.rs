@@ -77,11 +77,16 @@ impl Updater<'_> {
                 }
                 woken.said.push(text);
             }
-            Decision::Try => {
-                woken.trial = true;
-                self.begin_trial(&mut journal)?;
-                woken.said.push(format!("Release {watched} is on trial."));
-            }
+            Decision::Try => match self.begin_trial(&mut journal, facts.complaint)? {
+                true => {
+                    woken.trial = true;
+                    woken.said.push(format!("Release {watched} is on trial."));
+                }
+                false => {
+                    woken.reboot = true;
+                    woken.said.push(format!("Release {watched} was tried often enough: the box starts again."));
+                }
+            },
             Decision::Commit => {
                 self.commit_release(&mut journal)?;
                 woken.said.push(format!("Release {watched} has proven itself and stays."));
@@ -159,7 +164,7 @@ impl Updater<'_> {
             State::Armed { checkpoint, .. } if journal.running.version == self.booted.version => {
                 self.take_back(&mut journal, checkpoint, asked)
             }
-            State::Armed { to, checkpoint } | State::Trial { to, checkpoint } => {
+            State::Armed { to, checkpoint } | State::Trial { to, checkpoint, .. } => {
                 self.leave(&mut journal, to, Some(checkpoint), asked)?;
                 Ok(true)
             }
@@ -199,13 +204,31 @@ impl Updater<'_> {
         Ok(other.clone())
     }
 
-    fn begin_trial(&self, journal: &mut Journal) -> Result<(), Error> {
-        if let State::Armed { to, checkpoint } = journal.state.clone() {
-            let text = format!("release {} was booted and is on trial", to.version);
-            journal.state = State::Trial { to, checkpoint };
-            self.step(journal, Event::Trial, &text)?;
+    /// Says whether the release may be tried. The boot loader starts it only so often, but not where it could not count.
+    fn begin_trial(&self, journal: &mut Journal, complaint: Option<String>) -> Result<bool, Error> {
+        match journal.state.clone() {
+            State::Armed { to, checkpoint } => {
+                let text = format!("release {} was booted and is on trial", to.version);
+                journal.state = State::Trial { to, checkpoint, starts: 1 };
+                self.step(journal, Event::Trial, &text)?;
+            }
+            State::Trial { to, checkpoint, starts } if starts >= self.settings.tries => {
+                let reason = match complaint {
+                    Some(what) => Reason::Unfit { what },
+                    None => Reason::DidNotStart { tries: starts },
+                };
+                self.leave(journal, to, Some(checkpoint), reason)?;
+                return Ok(false);
+            }
+            State::Trial { starts, .. } => {
+                if let State::Trial { starts: counted, .. } = &mut journal.state {
+                    *counted = starts + 1;
+                }
+                journal.store(self.state)?;
+            }
+            State::Idle | State::Staged { .. } | State::Fallback { .. } => {}
         }
-        Ok(())
+        Ok(true)
     }
 
     fn discard(&self, journal: &mut Journal, why: &str) -> Result<(), Error> {

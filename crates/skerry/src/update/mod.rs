@@ -167,7 +167,11 @@ impl Opened {
 
     /// Asks the box to start again.
     fn reboot(&self) -> Result<()> {
-        let Some((program, arguments)) = self.settings.reboot.split_first() else { return Ok(()) };
+        self.call(&self.settings.reboot)
+    }
+
+    fn call(&self, command: &[String]) -> Result<()> {
+        let Some((program, arguments)) = command.split_first() else { return Ok(()) };
         let status = Command::new(program).args(arguments).status().with_context(|| program.clone())?;
         if !status.success() {
             bail!("{program}: {status}");
@@ -370,6 +374,9 @@ fn wake(path: &Path) -> Result<()> {
     woken.said.iter().for_each(|line| show::tell(&format!("{line}\n")));
     if woken.reboot {
         opened.reboot()?;
+    }
+    if woken.trial {
+        opened.call(&opened.settings.judge)?;
     }
     Ok(())
 }

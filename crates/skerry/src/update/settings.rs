@@ -42,6 +42,9 @@ pub(super) struct BoxSettings {
     pub(super) health_url: String,
     /// How long it may take until the server answers, in seconds.
     pub(super) health_within_s: u64,
+    /// The command that lets the gate of health judge a release on trial, also where the boot loader has not counted its
+    /// start: systemd asks for it by itself only if it has.
+    pub(super) judge: Vec<String>,
     /// The command that starts the box again.
     pub(super) reboot: Vec<String>,
 }
@@ -65,6 +68,7 @@ impl Default for BoxSettings {
             site_threshold: 1,
             health_url: "https://127.0.0.1:443/_matrix/client/versions".into(),
             health_within_s: 300,
+            judge: ["systemctl", "--no-block", "start", "boot-complete.target"].map(str::to_owned).to_vec(),
             reboot: vec!["systemctl".into(), "reboot".into()],
         }
     }

@@ -336,6 +336,19 @@ fn going_back_on_request() {
 }
 
 #[test]
+fn a_boot_loader_that_cannot_count_does_not_try_for_ever() {
+    let mut world = World::new(ESP);
+    world.settle().unwrap();
+    world.counts = false;
+    (world.health, world.sick_from) = (Health::Unfit, 2);
+    world.install(bundle_of(2)).unwrap();
+    world.settle().unwrap();
+    assert_eq!((world.booted, world.state()), (1, State::Idle));
+    let failure = world.updater().journal().unwrap().failure.unwrap();
+    assert!(failure.contains("the disk is full"), "{failure}");
+}
+
+#[test]
 fn a_second_person_has_to_approve() {
     let mut world = World::new(ESP);
     world.policy.second_approval = true;
