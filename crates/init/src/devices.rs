@@ -48,8 +48,8 @@ pub fn find(sys: &Path, dev: &Path, hash: &RootHash) -> Result<Option<Slot>, Fai
     Ok(None)
 }
 
-/// Rules for udev by which boot partition and data are those on the slot's disk (`/dev/skerry/…`), whatever partitions of
-/// the same names there are on others.
+/// A rule for udev by which the boot partition is the one on the slot's disk (`/dev/skerry/esp`), whatever partitions of the
+/// same name there are on others. The data is found by `skerry-seal`.
 #[must_use]
 pub fn rules(slot: &Slot) -> String {
     let rule = |name: &str, link: &str| {
@@ -59,7 +59,7 @@ pub fn rules(slot: &Slot) -> String {
             slot.disk
         )
     };
-    rule("ESP", "esp") + &rule("var", "var")
+    rule("ESP", "esp")
 }
 
 fn is_disk(entry: &Path) -> bool {
@@ -70,20 +70,38 @@ fn is_removable(disk: &Path) -> bool {
     number(&disk.join("removable")) == Some(1)
 }
 
-/// Looks in the table at the disk's begin, then in the copy at its end, as the kernel does.
+/// The partition of a disk that its table calls so, by the kernel's name, such as `vda6`. The kernel itself knows names only
+/// of partitions that were there when it read the whole table.
+#[must_use]
+pub fn named(sys: &Path, dev: &Path, disk: &str, name: &str) -> Option<String> {
+    in_table(&sys.join("class/block").join(disk), dev, |entries, kernels| {
+        let found = kernels(entries.iter().find(|entry| entry.name == name)?)?;
+        Some(found.to_string_lossy().into_owned())
+    })
+}
+
 fn slot_on(disk: &Path, dev: &Path, hash: &RootHash) -> Option<Slot> {
+    in_table(disk, dev, |entries, kernels| {
+        let with = |uuid: &str| Some(dev.join(kernels(entries.iter().find(|entry| entry.uuid == uuid)?)?));
+        let (name, removable) = (disk.file_name()?.to_string_lossy().into_owned(), is_removable(disk));
+        Some(Slot { data: with(&hash.data_uuid())?, tree: with(&hash.tree_uuid())?, disk: name, removable })
+    })
+}
+
+/// Gives the kernel's name of an entry's partition.
+type Kernels<'t> = &'t dyn Fn(&gpt::Entry) -> Option<std::ffi::OsString>;
+
+/// Looks in the table at the disk's begin, then in the copy at its end, as the kernel does.
+fn in_table<T>(disk: &Path, dev: &Path, look: impl Fn(&[gpt::Entry], Kernels<'_>) -> Option<T>) -> Option<T> {
     let block_bytes: u64 = number(&disk.join("queue/logical_block_size"))?;
     let blocks = number(&disk.join("size"))?.checked_mul(SECTOR_BYTES)?.checked_div(block_bytes)?;
     let mut device = File::open(dev.join(disk.file_name()?)).ok()?;
     [1, blocks.checked_sub(1)?].into_iter().find_map(|header| {
         let entries = gpt::entries(&mut device, block_bytes, header).ok()?;
-        let named = |uuid: &str| {
-            let entry = entries.iter().find(|entry| entry.uuid == uuid)?;
-            let name = partition(disk, entry.number, entry.first_block.checked_mul(block_bytes / SECTOR_BYTES)?)?;
-            Some(dev.join(name))
+        let kernels = |entry: &gpt::Entry| {
+            partition(disk, entry.number, entry.first_block.checked_mul(block_bytes / SECTOR_BYTES)?)
         };
-        let (disk, removable) = (disk.file_name()?.to_string_lossy().into_owned(), is_removable(disk));
-        Some(Slot { data: named(&hash.data_uuid())?, tree: named(&hash.tree_uuid())?, disk, removable })
+        look(&entries, &kernels)
     })
 }
 
@@ -185,9 +203,20 @@ mod tests {
         let slot =
             Slot { data: "/dev/vda2".into(), tree: "/dev/vda3".into(), disk: "vda".to_owned(), removable: false };
         let rules = rules(&slot);
-        assert_eq!(rules.matches("KERNELS==\"vda\"").count(), 2, "{rules}");
-        assert!(rules.contains("ENV{ID_PART_ENTRY_NAME}==\"var\", SYMLINK+=\"skerry/var\"\n"), "{rules}");
+        assert_eq!(rules.matches("KERNELS==\"vda\"").count(), 1, "{rules}");
         assert!(rules.contains("ENV{ID_PART_ENTRY_NAME}==\"ESP\", SYMLINK+=\"skerry/esp\"\n"), "{rules}");
+    }
+
+    #[test]
+    fn a_partition_has_the_name_that_the_table_gives_it() {
+        let machine = Machine::new();
+        machine.disk("vda", 1, &[(ESP, 10), (DATA, 12), (TREE, 14)]);
+        let find = |disk: &str, name: &str| named(machine.0.path(), machine.0.path(), disk, name);
+        assert_eq!(find("vda", "part-3").as_deref(), Some("vda3"));
+        assert_eq!((find("vda", "part-4"), find("vdb", "part-1")), (None, None));
+        // One that the kernel does not have yet.
+        fs::remove_dir_all(machine.0.path().join("class/block/vda/vda3")).unwrap();
+        assert_eq!(find("vda", "part-3"), None);
     }
 
     #[test]

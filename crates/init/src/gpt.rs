@@ -7,6 +7,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 /// Room for far more partitions than any disk has.
 const ENTRIES_MAX: u32 = 1024;
+const NAME_BYTES: usize = 72;
 const ENTRY_BYTES: std::ops::RangeInclusive<u32> = 128..=1024;
 
 /// A partition that is in use.
@@ -18,6 +19,7 @@ pub struct Entry {
     pub uuid: String,
     /// Where it begins, in the disk's own blocks.
     pub first_block: u64,
+    pub name: String,
 }
 
 /// The entries of the table whose header is in block `header` of the disk.
@@ -50,7 +52,15 @@ fn entry(number: u32, bytes: &[u8]) -> Option<Entry> {
     let (kind, rest) = bytes.split_first_chunk::<16>()?;
     let (id, rest) = rest.split_first_chunk::<16>()?;
     let first_block = u64::from_le_bytes(*rest.first_chunk()?);
-    (*kind != [0; 16]).then(|| Entry { number, uuid: written(id), first_block })
+    // Behind it: the last block, and attributes.
+    let name = rest.get(24..NAME_BYTES + 24)?;
+    (*kind != [0; 16]).then(|| Entry { number, uuid: written(id), first_block, name: text(name) })
+}
+
+/// UTF-16, up to the first zero.
+fn text(name: &[u8]) -> String {
+    let units = name.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+    String::from_utf16_lossy(&units.take_while(|unit| *unit != 0).collect::<Vec<_>>())
 }
 
 /// The first three groups stand with their lowest byte first.
@@ -65,7 +75,8 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// A disk with a table in block `header`, its entries behind it: identifiers and first blocks.
+    /// A disk with a table in block `header`, its entries behind it: identifiers and first blocks. Their names are
+    /// `part-1` and so on.
     pub(crate) fn disk(block_bytes: usize, header: usize, parts: &[(&str, u64)]) -> Vec<u8> {
         let mut bytes = vec![0; (header + 34) * block_bytes];
         let head = &mut bytes[header * block_bytes..][..92];
@@ -81,6 +92,9 @@ pub(crate) mod tests {
             entry[0] = u8::from(!uuid.starts_with("00000000-0000-0000-0000-000000000000"));
             entry[16..32].copy_from_slice(&order.map(byte));
             entry[32..40].copy_from_slice(&first.to_le_bytes());
+            for (to, unit) in entry[56..].chunks_exact_mut(2).zip(format!("part-{}", n + 1).encode_utf16()) {
+                to.copy_from_slice(&unit.to_le_bytes());
+            }
         }
         bytes
     }
@@ -92,7 +106,7 @@ pub(crate) mod tests {
     fn entries_in_use_keep_their_numbers() {
         for block_bytes in [512, 4096] {
             let mut disk = Cursor::new(disk(block_bytes, 1, &[(UNUSED, 0), (UUID, 2048)]));
-            let expected = Entry { number: 2, uuid: UUID.to_owned(), first_block: 2048 };
+            let expected = Entry { number: 2, uuid: UUID.to_owned(), first_block: 2048, name: "part-2".to_owned() };
             assert_eq!(entries(&mut disk, block_bytes as u64, 1).unwrap(), [expected]);
         }
     }

@@ -65,6 +65,10 @@ fn boot() -> Result<Infallible, Failure> {
     // Where other programs look for it. No udev rule makes this name for a device without udev's own data.
     let _ = std::os::unix::fs::symlink(&device, "/dev/mapper/root");
     switch::mount_root(&device)?;
+    if let Err(why) = switch::keep_papers(Path::new(switch::PAPERS), Path::new(switch::KEPT)) {
+        // Without them a recovery key is asked for, and the box is not lost.
+        say(4, &why.to_string());
+    }
     say(6, "the root is verified, systemd starts");
     switch::change_over()
 }

@@ -37,6 +37,28 @@ pub fn mount_kernel() -> Result<(), Failure> {
     Ok(())
 }
 
+/// What the kernel image brings for opening data with a TPM: which states of it the makers have signed, and their key. The
+/// kernel's stub puts it here.
+pub const PAPERS: &str = "/.extra";
+/// Where systemd's programs look for it later.
+pub const KEPT: &str = "/run/systemd";
+const NAMES: [&str; 2] = ["tpm2-pcr-signature.json", "tpm2-pcr-public-key.pem"];
+
+/// Takes along what would go with the initial file system. An image whose makers have no such key has nothing of it.
+///
+/// # Errors
+/// When it is there and cannot be kept.
+pub fn keep_papers(from: &Path, to: &Path) -> Result<(), Failure> {
+    for name in NAMES {
+        let paper = from.join(name);
+        if paper.exists() {
+            fs::create_dir_all(to).map_err(doing(to.display().to_string()))?;
+            fs::copy(&paper, to.join(name)).map_err(doing(paper.display().to_string()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Mounts the verified device, read-only.
 ///
 /// # Errors
@@ -63,4 +85,23 @@ pub fn change_over() -> Result<Infallible, Failure> {
     chdir("/").map_err(doing("/"))?;
     let systemd = CString::new(SYSTEMD).map_err(doing(SYSTEMD))?;
     execv(&systemd, &[&systemd]).map_err(doing(SYSTEMD))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_opens_data_outlives_the_initial_file_system() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("extra"), folder.path().join("run/systemd"));
+        keep_papers(&from, &to).unwrap();
+        assert!(!to.exists());
+        fs::create_dir_all(&from).unwrap();
+        fs::write(from.join("tpm2-pcr-signature.json"), "{}").unwrap();
+        fs::write(from.join("other"), "").unwrap();
+        keep_papers(&from, &to).unwrap();
+        assert_eq!(fs::read_to_string(to.join("tpm2-pcr-signature.json")).unwrap(), "{}");
+        assert_eq!(fs::read_dir(to).unwrap().count(), 1);
+    }
 }

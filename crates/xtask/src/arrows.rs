@@ -14,6 +14,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("store", &["rooms", "homeserver", "ruma", "hyper", "axum"]),
     ("homeserver", &["skerry", "sim", "updater", "bundle", "xtask"]),
     ("init", &["tokio", "serde", "rooms", "store", "homeserver", "bundle", "updater"]),
+    ("seal", &["tokio", "serde", "rooms", "store", "homeserver", "bundle", "updater"]),
     ("bundle", &["tokio", "rooms", "store", "homeserver", "rocksdb"]),
     ("updater", &["rooms", "store", "homeserver", "rocksdb"]),
     ("skerry", &["sim", "xtask"]),

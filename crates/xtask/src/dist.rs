@@ -31,7 +31,7 @@ const RUST_SRC_VERSION: &str = "1.95.0";
 const RUST_SRC_PLACE: &str = "https://static.rust-lang.org/dist";
 const RUST_SRC_SHA256: &str = "67b09138c8db96afc4bbfc69ea771ac9a091fd777698acb43f6dfd9fb7dea363";
 /// What is shipped: package and program. Each is built by itself, so that what one needs of a library is not in the other.
-const PROGRAMS: &[(&str, &str)] = &[("init", "skerry-init"), ("skerry", "skerry")];
+const PROGRAMS: &[(&str, &str)] = &[("init", "skerry-init"), ("seal", "skerry-seal"), ("skerry", "skerry")];
 
 /// A processor that Skerry is shipped for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

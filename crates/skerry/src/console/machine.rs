@@ -25,6 +25,8 @@ pub(crate) trait Machine {
     fn ask_update(&mut self, args: &[&str]) -> Result<(bool, String), String>;
     /// `journalctl` with these arguments: what it says, or nothing when that goes into a file.
     fn journal(&mut self, args: &[&str], to: Option<&File>) -> Result<String, String>;
+    /// What `skerry-seal`, which opens the data, says to these arguments.
+    fn seal(&mut self, args: &[&str]) -> Result<String, String>;
     /// The addresses under which others find this machine.
     fn addresses(&self) -> Vec<IpAddr>;
     fn memory_mib(&self) -> u64;
@@ -81,6 +83,15 @@ impl Machine for ThisMachine {
             true => Ok(String::from_utf8_lossy(&out.stdout).into_owned()),
             false => Err(failed(&String::from_utf8_lossy(&out.stderr).trim())),
         }
+    }
+
+    fn seal(&mut self, args: &[&str]) -> Result<String, String> {
+        let out = Command::new("skerry-seal").args(args).stdin(Stdio::null()).output();
+        let out = out.map_err(|cause| format!("skerry-seal: {cause}"))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        // Programs below it say more; the last line is its own.
+        let why = || text(&out.stderr).lines().last().unwrap_or("skerry-seal failed").to_owned();
+        if out.status.success() { Ok(text(&out.stdout)) } else { Err(why()) }
     }
 
     fn addresses(&self) -> Vec<IpAddr> {

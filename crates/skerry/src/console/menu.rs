@@ -15,14 +15,15 @@ use super::machine::Machine;
 use super::setup::{self, Admin, Certificate};
 use super::stick::{self, Stick};
 use super::wizard::{self, Terminal};
-use super::{orders, papers, provision, steps};
+use super::{orders, papers, provision, recovery, steps};
 use crate::bundle::moment;
 
 const MENU: &str = "\n  1 status             6 back to the release before   11 history of updates\n  \
                     2 new password       7 restart the machine          12 what the box says\n  \
                     3 network            8 switch it off                13 the same onto a stick\n  \
                     4 update from stick  9 orders on a stick            14 time\n  \
-                    5 approve an update 10 status of updates            15 rules of updates\n";
+                    5 approve an update 10 status of updates            15 rules of updates\n  \
+                    16 recovery key of the data\n";
 /// What a person needs to see of the journal, and what somebody who helps them from far away may want.
 const SAYS: [&str; 5] = ["--boot", "--unit=skerry*", "--unit=nftables.service", "--lines=200", "--output=short-iso"];
 const SAYS_ALL: [&str; 2] = ["--lines=200000", "--output=short-iso"];
@@ -72,6 +73,7 @@ fn choose<R: BufRead, W: Write>(
         "13" => onto_stick(terminal, layout, machine),
         "14" => time(terminal, layout, machine),
         "15" => rules(terminal, machine),
+        "16" => recovery_key(terminal, machine),
         other => terminal.say(&format!("  there is no {other:?}")),
     }
 }
@@ -93,6 +95,9 @@ pub(crate) fn status<R: BufRead, W: Write>(
     terminal.say(&format!("\n  {}  {url}", text(settings.get("server_name"))))?;
     terminal.say(&format!("  release {}, server {health}", release(Path::new("/etc/os-release"))))?;
     terminal.say(&format!("  addresses {addresses}"))?;
+    if let Some(data) = recovery::state(machine) {
+        terminal.say(&format!("  data {data}"))?;
+    }
     if let Some(print) = print {
         terminal.say(&format!("  devices trust {url}/ca.crt SHA-256\n  {print}"))?;
     }
@@ -241,6 +246,16 @@ fn time<R: BufRead, W: Write>(
     // A certificate of another time is no good.
     steps::renew(layout, machine)?;
     Ok(())
+}
+
+fn recovery_key<R: BufRead, W: Write>(terminal: &mut Terminal<R, W>, machine: &mut impl Machine) -> Result<()> {
+    if recovery::state(machine).is_none() {
+        return terminal.say("  the data of this box is not encrypted");
+    }
+    match terminal.agree("Make a new recovery key? The one before opens nothing any more")? {
+        true => recovery::hand_over(terminal, machine),
+        false => Ok(()),
+    }
 }
 
 /// A second person says that they have seen what waits.
@@ -424,6 +439,17 @@ mod tests {
             ]
         );
         assert!(said.contains("there is no \"x\"") && said.contains("sessions have ended"), "{said}");
+    }
+
+    #[test]
+    fn a_recovery_key_is_made_for_data_that_is_encrypted() {
+        let mut machine = Fake::default();
+        let said = talk("16\n", &mut machine);
+        assert!(said.contains("is not encrypted") && !said.contains("  data "), "{said}");
+        machine.data = "sealed with-key";
+        let said = talk("16\nno\n16\nyes\nklnrtuvv\n", &mut machine);
+        assert!(said.contains("  data encrypted, opened by the TPM") && said.contains("kept nowhere"), "{said}");
+        assert_eq!(machine.calls.iter().filter(|call| *call == "seal recovery-key").count(), 1);
     }
 
     #[test]

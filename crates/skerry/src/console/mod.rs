@@ -14,6 +14,7 @@ mod papers;
 #[cfg(test)]
 mod power;
 mod provision;
+mod recovery;
 #[cfg(test)]
 mod served_tests;
 mod setup;
@@ -131,6 +132,11 @@ fn converse(layout: &Layout, machine: &mut ThisMachine) -> Result<()> {
         match steps::set_up(&setup, &Site::default(), layout, machine) {
             Ok(done) => terminal.say(&format!("\nskerry: set up: {} administrator {}\n", done.url, done.username))?,
             Err(why) => terminal.say(&format!("  {why:#}"))?,
+        }
+        if recovery::is_missing(machine)
+            && let Err(why) = recovery::hand_over(&mut terminal, machine)
+        {
+            terminal.say(&format!("  {why:#}"))?;
         }
     }
     if let Err(why) = steps::finish(layout, machine) {

@@ -17,10 +17,11 @@ use super::memory::Memory;
 use super::provision::{self, Orders};
 use super::setup::{Certificate, Setup};
 use super::site::{self, Beside, Site};
-use super::steps;
 use super::stick::{self, Stick};
+use super::{recovery, steps};
 
 const REPORT: &str = "skerry-report.txt";
+const MACHINE_ID: &str = "/etc/machine-id";
 /// An update that stopped the machine so often is not begun again.
 const MOST_BEGINNINGS: u32 = 3;
 
@@ -84,6 +85,7 @@ fn obey(
         return Ok(false);
     }
     leave(stick, &report, say);
+    hand_over_key(layout, machine, say, &|file, text| Stick::open(name)?.leave(file, text))?;
     let Outcome::Update(update) = outcome else { return Ok(false) };
     let stick = Stick::open(name)?;
     let armed = install(&update, stick.path(), layout, machine, &mut |line| tell(line, &mut report, say));
@@ -105,6 +107,36 @@ fn leave(stick: Stick, report: &str, say: Tell<'_>) {
     if let Err(why) = stick.leave(REPORT, report) {
         say(&format!("order: no report is left on the stick: {why:#}"));
     }
+}
+
+/// A recovery key for whoever has the stick, where the data is encrypted and nobody has one. It is neither said nor logged,
+/// stands in a file that no later report takes the place of, and opens nothing if it did not get there.
+fn hand_over_key(
+    layout: &Layout,
+    machine: &mut impl Machine,
+    say: Tell<'_>,
+    put: &dyn Fn(&str, &str) -> Result<()>,
+) -> Result<()> {
+    if !layout.is_set_up() || !recovery::is_missing(machine) {
+        return Ok(());
+    }
+    let key = match recovery::make(machine) {
+        Ok(key) => key,
+        Err(why) => {
+            say(&format!("order: no recovery key was made: {why:#}"));
+            return Ok(());
+        }
+    };
+    let id: String = fs::read_to_string(MACHINE_ID).unwrap_or_default().trim().chars().take(8).collect();
+    let file = format!("skerry-recovery-key-{id}.txt");
+    let text = format!("recovery key of the data of the machine {id}, kept nowhere else:\n{key}\n");
+    if let Err(why) = put(&file, &text) {
+        recovery::take_back(machine)?;
+        say(&format!("order: no recovery key is left on the stick: {why:#}; 16 in the console's menu makes one"));
+        return Ok(());
+    }
+    say(&format!("order: the recovery key of the data stands in {file} on the stick, and nowhere else"));
+    Ok(())
 }
 
 /// The text of an order, whatever is wrong with it.
@@ -243,7 +275,7 @@ fn is_armed(machine: &mut impl Machine) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::super::power;
-    use super::super::steps::tests::Fake;
+    use super::super::steps::tests::{Fake, RECOVERY_KEY};
     use super::*;
 
     const ORDER: &str = "server_name = \"box.example\"\nnetwork.dhcp = true\nadmin.password = \"correct horse\"\n";
@@ -471,6 +503,34 @@ mod tests {
         let path = world.dir.path().join("a.skerry");
         let install = format!("update install {} --by stick --no-reboot", path.display());
         assert_eq!(world.machine.calls.iter().filter(|call| **call == install).count(), 6);
+    }
+
+    #[test]
+    fn a_recovery_key_goes_to_the_stick_or_opens_nothing() {
+        let mut world = World::new();
+        world.order(ORDER);
+        let World { layout, machine, .. } = &mut world;
+        let mut said = String::new();
+        let mut hand_over = |machine: &mut Fake, works: bool| {
+            let files = std::cell::RefCell::new(String::new());
+            let put = |file: &str, text: &str| {
+                files.borrow_mut().push_str(&format!("{file}: {text}"));
+                if works { Ok(()) } else { Err(anyhow::Error::msg("no room")) }
+            };
+            hand_over_key(layout, machine, &mut |line| said.push_str(&format!("{line}\n")), &put).unwrap();
+            files.into_inner()
+        };
+        assert_eq!(hand_over(machine, true), "");
+        machine.data = "sealed with-key";
+        assert_eq!(hand_over(machine, true), "");
+        machine.data = "sealed";
+        let files = hand_over(machine, true);
+        assert!(files.starts_with("skerry-recovery-key-") && files.contains(RECOVERY_KEY), "{files}");
+        assert_eq!(machine.calls.last().unwrap(), "seal recovery-key");
+        hand_over(machine, false);
+        assert_eq!(machine.calls.last().unwrap(), "seal forget-recovery-key");
+        assert!(said.contains("on the stick, and nowhere else") && said.contains("no room; 16"), "{said}");
+        assert!(!said.contains(RECOVERY_KEY), "{said}");
     }
 
     #[test]

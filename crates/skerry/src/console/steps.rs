@@ -260,6 +260,8 @@ pub(crate) mod tests {
     use super::super::setup::Reach;
     use super::*;
 
+    pub(crate) const RECOVERY_KEY: &str = "cbdefghi-cbdefghi-cbdefghi-cbdefghi-cbdefghi-cbdefghi-cbdefghi-klnrtuvv";
+
     /// A machine that writes down what it is asked to do.
     #[derive(Clone)]
     pub(crate) struct Fake {
@@ -270,6 +272,8 @@ pub(crate) mod tests {
         pub(crate) systemctl_fails: bool,
         /// What a file must not hold if the server is to start.
         pub(crate) sick_of: Option<(&'static str, PathBuf)>,
+        /// How the data lies on the disk.
+        pub(crate) data: &'static str,
         /// Rounds until the server answers.
         pub(crate) server_in: u32,
         pub(crate) maintenance: bool,
@@ -289,6 +293,7 @@ pub(crate) mod tests {
                 update_goes_well: true,
                 systemctl_fails: false,
                 sick_of: None,
+                data: "plain",
                 server_in: 0,
                 maintenance: false,
                 said: "",
@@ -341,6 +346,14 @@ pub(crate) mod tests {
                 }
                 None => Ok(self.said.to_owned()),
             }
+        }
+
+        fn seal(&mut self, args: &[&str]) -> Result<String, String> {
+            if args == ["status"] {
+                return Ok(self.data.to_owned());
+            }
+            self.calls.push(format!("seal {}", args.join(" ")));
+            Ok(if args == ["recovery-key"] { RECOVERY_KEY.to_owned() } else { String::new() })
         }
 
         fn addresses(&self) -> Vec<IpAddr> {

@@ -25,6 +25,8 @@ pub(super) struct Root {
     pub(super) efi: PathBuf,
 }
 
+/// Programs of ours, in `/usr/bin`.
+const PROGRAMS: [&str; 2] = ["skerry", "skerry-seal"];
 /// Bits of programs that run as somebody else.
 const SET_ID: u32 = 0o6000;
 /// The server's user, the same on every box, so that a disk can move.
@@ -140,7 +142,9 @@ fn put_in(recipe: &Recipe, programs: &Path, root: &Path) -> Result<()> {
         None => trust::ready(programs)?.chain,
     };
     put(&chain, &root.join("usr/lib/skerry/trust/root.json"), 0o644)?;
-    put(&programs.join("skerry"), &root.join("usr/bin/skerry"), 0o755)?;
+    for program in PROGRAMS {
+        put(&programs.join(program), &root.join("usr/bin").join(program), 0o755)?;
+    }
     write(&root.join("usr/lib/os-release"), &os_release(recipe))
 }
 
@@ -187,7 +191,7 @@ fn settle(tools: &Tools, recipe: &Recipe, root: &Path) -> Result<()> {
 /// An error if a program has come in that nobody has named, or one that runs as somebody else.
 fn no_other_programs(root: &Path) -> Result<()> {
     let mut named: BTreeSet<String> = list("programs.txt")?.into_iter().collect();
-    named.insert("usr/bin/skerry".into());
+    named.extend(PROGRAMS.iter().map(|program| format!("usr/bin/{program}")));
     for folder in ["usr/bin", "usr/sbin"] {
         for path in sorted(&root.join(folder))? {
             let name = below(&path, root)?;

@@ -411,7 +411,7 @@ fn partition_names(disk: &Path) -> Result<Vec<String>> {
 }
 
 /// The first block of a slot.
-fn start_of(disk: &Path, slot: u64) -> Result<Vec<u8>> {
+pub(super) fn start_of(disk: &Path, slot: u64) -> Result<Vec<u8>> {
     let mut bytes = vec![0; 4096];
     let mut file = File::open(disk)?;
     file.seek(SeekFrom::Start(slot))?;

@@ -25,7 +25,7 @@ usage: cargo xtask vm [--arch x86_64|arm64] [--hardware] [--image FILE] [--disk 
                       [--https PORT] [--federation PORT]
                       [--secure] [--tpm]
        cargo xtask vm test [--arch x86_64|arm64] [--keep]
-       cargo xtask vm test --secure-boot [--keep]
+       cargo xtask vm test --secure-boot|--tpm [--keep]
        cargo xtask vm guide [--keep]
 
   --image       the image to start from; without it, the one that `cargo xtask image` has made for this processor
@@ -39,6 +39,7 @@ usage: cargo xtask vm [--arch x86_64|arm64] [--hardware] [--image FILE] [--disk 
   test          the whole life of a machine: set-up, updates, fall back, power cuts; --keep leaves its disks;
                 for arm64, its first stages
                 --secure-boot: in place of it, what firmware that checks signatures starts and refuses
+                --tpm: in place of it, where data opens that a TPM holds the key of
   guide         what the operators' guide says, done: the questions at the console, the certificate, a login in a browser
 
 The serial console is this terminal; Ctrl-A X ends the machine.
@@ -56,7 +57,7 @@ pub(crate) fn verb(args: &[String]) -> Result<()> {
 
         Some("guide") => guide::verb(args.get(1..).unwrap_or_default()),
         Some("test") => match args.get(1).map(String::as_str) {
-            Some(what @ "--secure-boot") => sealed::verb(what, args.get(2..).unwrap_or_default()),
+            Some(what @ ("--secure-boot" | "--tpm")) => sealed::verb(what, args.get(2..).unwrap_or_default()),
             _ => journey::verb(args.get(1..).unwrap_or_default()),
         },
         _ => try_it(args),

@@ -1,5 +1,6 @@
 //! `cargo xtask vm test --secure-boot`: what firmware that checks signatures starts, and what it refuses. Images are signed
-//! with keys for trying, and a machine whose firmware knows no keys takes them at its first start.
+//! with keys for trying, and a machine whose firmware knows no keys takes them at its first start. `--tpm`: where data that a
+//! TPM holds the key of is opened, and where a recovery key is asked for.
 //!
 //! Lives here: the stages and what is expected of each. Not here: the machine (machine.rs), the life of a machine without
 //! any of this (journey.rs). As there, nothing depends on how fast a machine is.
@@ -22,13 +23,22 @@ const ENFORCED: &str = "JOURNEY firmware checks signatures";
 const REFUSED: &str = "Error loading \\EFI\\Linux\\skerry_1.1.0";
 /// What firmware says when it has nothing left to try.
 const NOTHING_LEFT: &str = "No bootable option or device was found";
+/// Where the data's partition begins: behind boot partition and two slots (image/disk.rs).
+const VAR: u64 = (1 + 512 + 2 * 528) << 20;
 /// As often as an entry is tried.
 const TRIES: usize = 3;
+
+/// Said before the data is mounted.
+const BOUND: &str = "the data is encrypted, and bound to this machine's TPM";
+const OPENED: &str = "the data is open: the TPM knows this machine and this release";
+/// The beginning of what is on a partition that has to be opened.
+const LOCKED: &[u8] = b"LUKS\xba\xbe";
+const KEY_LETTERS: usize = 64 + 7;
 
 const OLD: &str = "1.0.0";
 const NEW: &str = "1.1.0";
 
-/// `cargo xtask vm test --secure-boot`
+/// `cargo xtask vm test --secure-boot` and `--tpm`
 pub(crate) fn verb(what: &str, args: &[String]) -> Result<()> {
     let keep = match args {
         [] => false,
@@ -39,8 +49,12 @@ pub(crate) fn verb(what: &str, args: &[String]) -> Result<()> {
     let folder = run::target_dir().join("vm").join(what.trim_start_matches('-'));
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder)?;
-    let mut bench = Bench::prepared(&folder)?;
-    let stages: &[(&str, Stage)] = SECURE_BOOT;
+    let with_tpm = what == "--tpm";
+    if with_tpm {
+        needs::tpm()?;
+    }
+    let mut bench = Bench::prepared(&folder, with_tpm)?;
+    let stages = if with_tpm { TPM } else { SECURE_BOOT };
     for (number, (text, stage)) in stages.iter().enumerate() {
         println!("\n#### {}. {text}", number + 1);
         stage(&mut bench).with_context(|| format!("stage {}: {text}", number + 1))?;
@@ -62,15 +76,24 @@ const SECURE_BOOT: &[(&str, Stage)] = &[
     ("a kernel image without a signature is refused, and the other slot starts", Bench::refuse_unsigned),
 ];
 
+const TPM: &[(&str, Stage)] = &[
+    ("a first start encrypts the data, and the stick gets a recovery key", Bench::bind),
+    ("a restart opens the data without a question", Bench::restart),
+    ("an update from a stick opens it, too", Bench::update_of_sealed),
+    ("on another machine it stays locked until the recovery key is typed", Bench::move_disk),
+    ("which then opens it without a question", Bench::restart),
+];
+
 struct Bench {
     folder: PathBuf,
     setup: Setup,
     sticks: u32,
+    recovery_key: String,
 }
 
 impl Bench {
     /// Makes two signed releases: a disk of the first, an update to the second, and the second's kernel without a signature.
-    fn prepared(folder: &Path) -> Result<Self> {
+    fn prepared(folder: &Path, with_tpm: bool) -> Result<Self> {
         if !dist::folder(Arch::X86_64).join("skerry").exists() {
             dist::build(Arch::X86_64, false)?;
         }
@@ -82,15 +105,21 @@ impl Bench {
         let new = recipe(folder, NEW, Some(&keys))?;
         image::build(&new)?;
         trust::ready(&dist::folder(Arch::X86_64))?.bundle(&new, &folder.join(update_file()), 3)?;
-        let unsigned = recipe(folder, NEW, None)?;
-        image::build(&unsigned)?;
-        fs::copy(unsigned.payload().join("kernel.efi"), folder.join("unsigned.efi"))?;
-        fs::remove_dir_all(unsigned.folder())?;
+        if !with_tpm {
+            let unsigned = recipe(folder, NEW, None)?;
+            image::build(&unsigned)?;
+            fs::copy(unsigned.payload().join("kernel.efi"), folder.join("unsigned.efi"))?;
+        }
+        fs::remove_dir_all(new.folder())?;
         let mut setup = Setup::new(Arch::X86_64, disk, Ports { https: 0, federation: 0 }.or_free()?);
         // The kernel for virtual machines has no USB.
         setup.usb = false;
-        setup.secure = Some(folder.join("keys.fd"));
-        Ok(Self { folder: folder.to_owned(), setup, sticks: 0 })
+        if with_tpm {
+            setup.tpm = Some(folder.join("tpm"));
+        } else {
+            setup.secure = Some(folder.join("keys.fd"));
+        }
+        Ok(Self { folder: folder.to_owned(), setup, sticks: 0, recovery_key: String::new() })
     }
 
     fn enrol(&mut self) -> Result<()> {
@@ -135,6 +164,69 @@ impl Bench {
     fn refuse_unsigned(&mut self) -> Result<()> {
         self.replace(&self.folder.join("unsigned.efi"))?;
         self.refuses("unsigned")
+    }
+
+    fn bind(&mut self) -> Result<()> {
+        self.plug(SET_UP, false)?;
+        let mut machine = self.start("bind")?;
+        machine.expect(BOUND, LIMIT)?;
+        machine.expect("order: set up: https://box.example", LIMIT)?;
+        machine.expect("order: the recovery key of the data stands in ", LIMIT)?;
+        let file = machine.line(LIMIT)?;
+        let file = file.split_whitespace().next().context("no file is named")?;
+        self.serves(&mut machine)?;
+        journey::blessed(&self.setup, &mut machine, OLD)?;
+        machine.cut()?;
+        let stick = self.setup.sticks.first().context("no stick")?;
+        let place = format!("{}{ESP}", stick.display());
+        let text = run::output(run::command("mtype", ["-i", &place, &format!("::/{file}")]))?;
+        let key = text.lines().map(str::trim).find(|line| line.len() == KEY_LETTERS);
+        self.recovery_key = key.with_context(|| format!("no key in {text:?}"))?.to_owned();
+        self.setup.sticks.clear();
+        // It is nowhere on the console.
+        let said = fs::read_to_string(self.folder.join("bind.log")).unwrap_or_default();
+        if said.contains(&self.recovery_key) {
+            bail!("the recovery key was said on the console");
+        }
+        match journey::start_of(&self.setup.disk, VAR)?.starts_with(LOCKED) {
+            true => Ok(()),
+            false => bail!("the data is not encrypted"),
+        }
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        let mut machine = self.start("restart")?;
+        machine.expect(OPENED, LIMIT)?;
+        self.serves(&mut machine)?;
+        machine.cut()
+    }
+
+    fn update_of_sealed(&mut self) -> Result<()> {
+        self.plug(&format!("[update]\nfile = \"{}\"\n", update_file()), true)?;
+        let mut machine = self.start("update")?;
+        // By the release that runs, and by the one that it installs.
+        machine.expect(OPENED, LIMIT)?;
+        machine.expect(OPENED, LIMIT)?;
+        machine.expect(&journey::runs(NEW), LIMIT)?;
+        self.serves(&mut machine)?;
+        journey::blessed(&self.setup, &mut machine, NEW)?;
+        self.setup.sticks.clear();
+        machine.cut()
+    }
+
+    fn move_disk(&mut self) -> Result<()> {
+        self.setup.tpm = Some(self.folder.join("tpm-of-another-machine"));
+        let mut machine = self.start("moved")?;
+        let wrong: String = self.recovery_key.chars().rev().collect();
+        machine.answer("Recovery key: ", "let me in", LIMIT)?;
+        machine.expect("a recovery key has 64 letters", LIMIT)?;
+        machine.answer("Recovery key: ", &wrong, LIMIT)?;
+        machine.expect("this is not the key of this box's data", LIMIT)?;
+        machine.answer("Recovery key: ", &self.recovery_key, LIMIT)?;
+        machine.answer("open the data from now on, as it is now? (yes/no): ", "yes", LIMIT)?;
+        machine.expect("the data is bound to this machine's TPM", LIMIT)?;
+        self.serves(&mut machine)?;
+        machine.cut()
     }
 
     /// What firmware does when the boot loader comes back is its own affair: some try again, some wait for somebody. So the
