@@ -43,6 +43,8 @@ pub enum GptError {
     NoTable { primary: &'static str, backup: &'static str },
     #[error("The partition table has no partition {0}.")]
     NoPartition(usize),
+    #[error("The copies of the partition table lie on one another, or on a partition.")]
+    Overlap,
     #[error("A partition's label has at most 36 characters: {0}")]
     Label(String),
 }
@@ -88,6 +90,7 @@ impl Table {
         // The primary says where the backup is: a disk may have grown since.
         let last = sectors.saturating_sub(1);
         let backup_at = primary.as_ref().map_or(last, |copy| copy.alternate);
+        let backup_at = if backup_at < sectors { backup_at } else { last };
         let backup = Copy::read(disk, backup_at, sectors)?;
         match (primary, backup) {
             (Ok(primary), Ok(backup)) => {
@@ -149,8 +152,9 @@ impl Table {
     /// only good one is never touched.
     ///
     /// # Errors
-    /// The disk fails.
+    /// The disk fails; or the table is such that something else would be written over: then nothing is written.
     pub fn write(&mut self, disk: &dyn Disk) -> Result<(), GptError> {
+        self.has_room(disk.size()? / SECTOR)?;
         let places = [
             (self.primary_at, self.backup_at, self.entries_at[0]),
             (self.backup_at, self.primary_at, self.entries_at[1]),
@@ -163,6 +167,20 @@ impl Table {
         }
         (self.primary, self.backup) = (Health::Same, Health::Same);
         Ok(())
+    }
+
+    /// Headers, entries and partitions must lie beside one another.
+    fn has_room(&self, sectors: u64) -> Result<(), GptError> {
+        let len = (self.entries.len() as u64).div_ceil(SECTOR);
+        let mut used = vec![(0, 1), (self.primary_at, 1), (self.backup_at, 1)];
+        used.extend(self.entries_at.map(|at| (at, len)));
+        let tables = used.len();
+        used.extend(self.partitions().iter().map(|one| (one.at / SECTOR, one.bytes / SECTOR)));
+        let apart = |(a, a_len): (u64, u64), (b, b_len): (u64, u64)| a + a_len <= b || b + b_len <= a;
+        let beside = |nr: usize, one: (u64, u64)| used.iter().skip(nr + 1).all(|other| apart(one, *other));
+        let inside = used.iter().all(|(at, len)| at.saturating_add(*len) <= sectors);
+        let free = inside && used.iter().take(tables).enumerate().all(|(nr, one)| beside(nr, *one));
+        if free { Ok(()) } else { Err(GptError::Overlap) }
     }
 
     fn header_for(&self, at: u64, alternate: u64, entries_at: u64) -> Vec<u8> {

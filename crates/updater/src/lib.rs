@@ -17,6 +17,8 @@ mod decide;
 mod disk;
 pub mod entry;
 mod folder;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 mod gpt;
 mod history;
 mod host;

@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: builds a target of `tests/fuzz` with the stable compiler, runs it, and keeps what is worth it.
 //!
 //! Lives here: the compiler's flags, the fuzzer's options, and the packs in which inputs are kept (so that a thousand
-//! small files are one). Not here: what is run (`fuzz` in the homeserver and in `bundle`), and the replay (their tests).
+//! small files are one). Not here: what is run (`fuzz` in the homeserver, in `bundle` and in `updater`), and the replay (their tests).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -100,7 +100,11 @@ impl Places {
         std::fs::create_dir_all(&places.found)?;
         let seeds = folder().join("seeds");
         if !seeds.join(target).is_dir() {
-            let package = if target == "bundle" { "bundle" } else { "homeserver" };
+            let package = match target {
+                "bundle" => "bundle",
+                "gpt" => "updater",
+                _ => "homeserver",
+            };
             let args = ["test", "--locked", "--package", package, "--lib", "fuzz::tests::good_inputs"];
             let mut command = run::cargo(args);
             command.env("FUZZ_SEEDS", &seeds);
