@@ -1,27 +1,22 @@
-//! `POST /maintenance`: holding still for an update, with a checkpoint that holds everything that was acknowledged; and
-//! `POST /maintenance/probe`: whether this server writes and reads what it wrote.
+//! `POST /maintenance`: holding still for an update, with a checkpoint that holds everything that was acknowledged.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::json;
-use store::{Disk, Read as _, Store};
+use store::{Disk, Store};
 
 use crate::App;
 use crate::blocking;
 use crate::dirs;
 use crate::error::{Error, Result};
 use crate::http::{RawCtx, Response, json_response};
-use crate::schema::SERVER;
 
 /// Below the data directory.
 pub const CHECKPOINTS: &str = "checkpoints";
-const PROBE: &str = "probe";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -94,25 +89,6 @@ fn place(app: &App, name: &str) -> Result<PathBuf> {
         return Err(Error::invalid_param("A checkpoint's name has small letters, digits, '.', '-', '_' and '~'"));
     }
     Ok(app.config.data_dir.join(CHECKPOINTS).join(name))
-}
-
-/// Writes a row, waits until it is durable, and reads it back.
-pub async fn probe(mut ctx: RawCtx) -> Result<Response> {
-    let _: IgnoredAny = ctx.read_json().await?;
-    let app = &ctx.app;
-    let text = format!("{}", app.clock.now_ms());
-    let name = PROBE.to_owned();
-    app.store
-        .transact(|tx| -> Result<(), store::Error> {
-            tx.put(&SERVER, name.as_str(), &Bytes::from(text.clone().into_bytes()));
-            Ok(())
-        })
-        .await?;
-    let there = app.store.snapshot().get(&SERVER, PROBE)?;
-    if there != Some(Bytes::from(text.into_bytes())) {
-        return Err(Error::internal("what was written was not there"));
-    }
-    Ok(json_response(StatusCode::OK, json!({ "ok": true, "position": app.store.tip().0 }).to_string()))
 }
 
 #[cfg(test)]

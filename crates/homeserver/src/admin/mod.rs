@@ -7,6 +7,7 @@ pub mod desk;
 pub mod doctor;
 pub mod maintenance;
 pub mod metrics;
+pub mod probe;
 pub mod register;
 pub mod services;
 pub mod users;
@@ -26,7 +27,7 @@ pub fn routes() -> Routes {
         .raw(Method::POST, &["/compact"], compact)
         .raw(Method::POST, &["/maintenance"], maintenance::switch)
         .in_maintenance()
-        .raw(Method::POST, &["/maintenance/probe"], maintenance::probe)
+        .raw(Method::POST, &["/maintenance/probe"], probe::probe)
         .in_maintenance()
         .join(services::routes())
         .join(users::routes())

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ::rooms::admit::admit_local;
 use ::rooms::build::{Context, Draft, auth_types, build, seal};
-use ::rooms::event::{EventNr, MAX_PREV_EVENTS, Parsed, Pdu, content_field, room_id_of_create, rules};
+use ::rooms::event::{EventNr, MAX_PREV_EVENTS, Parsed, Parts, Pdu, content_field, room_id_of_create, rules};
 use ::rooms::power::Power;
 use ::rooms::redact::takes_effect;
 use ::rooms::state::{self, Fresh, Key, Node, NodeId, Nodes, Root};
@@ -47,6 +47,8 @@ pub struct Appended {
     pub event_id: OwnedEventId,
     /// Pending until the commit is done.
     pub at: Pos,
+    /// What it says, as it is stored.
+    pub parts: Parts,
 }
 
 /// What else is known of an event of ours.
@@ -254,7 +256,7 @@ impl<'a> RoomTx<'a> {
         self.head.last = at;
         let event_id = pdu.event_id.clone();
         self.fresh_pdus.insert(at, pdu);
-        Ok(Appended { event_id, at })
+        Ok(Appended { event_id, at, parts })
     }
 
     /// The state after the event, and who is a member after it. Returns the state event that this one replaces.
