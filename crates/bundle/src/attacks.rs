@@ -2,7 +2,7 @@
 //!
 //! The files lie in `tests/attacks/NAME`, so that people can see for themselves (`skerry bundle verify`). They are judged
 //! as they lie there: a later version must still refuse them. `BLESS_ATTACKS=1 cargo test -p bundle` writes those that are
-//! not there yet.
+//! not there yet, and anew what is said; with `-- --nocapture every_attack` the table is printed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -36,10 +36,10 @@ fn on_the_file() -> Vec<Attack> {
         ("truncated_in_the_head", good[..100].to_vec(), "ends too early"),
         ("padded", [&good[..], b"x"].concat(), "1 bytes behind its end"),
         ("two_in_one", [&good[..], &good].concat(), "behind its end"),
-        ("chunk_flipped", changed(&good, |bytes| bytes[end - 2_000] ^= 1), "damaged or was changed: chunk"),
+        ("chunk_flipped", changed(&good, |bytes| bytes[end - 2_000] ^= 1), "damaged or was changed: a piece of it"),
         ("index_flipped", changed(&good, |bytes| bytes[indices + 40] ^= 1), "the index of the root image"),
         ("index_entries_swapped", changed(&good, |bytes| swap(bytes, indices, 72)), "the index of the root image"),
-        ("sbom_flipped", changed(&good, |bytes| bytes[end - 3] ^= 1), "the bill of materials"),
+        ("sbom_flipped", changed(&good, |bytes| bytes[end - 3] ^= 1), "its bill of materials"),
         ("contents_claim_more", changed(&good, |bytes| claim_more(bytes)), "table of contents"),
         ("huge_manifest_length", changed(&good, |bytes| bytes[8..12].fill(0xff)), "larger than any update"),
         ("chunks_of_another_release", mixed(), "damaged or was changed"),
@@ -164,10 +164,15 @@ fn every_attack_lies_there_as_a_file() {
         if std::env::var_os("BLESS_ATTACKS").is_some() && !place.exists() {
             fs::create_dir_all(&place).unwrap();
             fs::write(place.join("update.skerry"), &file).unwrap();
-            fs::write(place.join("says.txt"), format!("{}\n", install(&file).unwrap_err())).unwrap();
+        }
+        if std::env::var_os("BLESS_ATTACKS").is_some() {
+            let there = fs::read(place.join("update.skerry")).unwrap();
+            fs::write(place.join("says.txt"), format!("{}\n", install(&there).unwrap_err())).unwrap();
         }
         let (file, says) = (fs::read(place.join("update.skerry")).expect(name), place.join("says.txt"));
-        assert_eq!(format!("{}\n", install(&file).expect_err(name)), fs::read_to_string(says).unwrap(), "{name}");
+        let said = install(&file).expect_err(name).to_string();
+        println!("{name:<34} {said}");
+        assert_eq!(format!("{said}\n"), fs::read_to_string(says).unwrap(), "{name}");
     }
     // The root document that they are judged by, for people who try them.
     let born_with = folder().with_file_name("root.json");
