@@ -46,7 +46,7 @@ pub use digest::{Digest, Hasher};
 pub use format::{Contents, Envelope, Signature, Signed};
 pub use lanes::{Feed, hashed};
 pub use manifest::{Arch, Blob, Image, Manifest, Part, PartName, Store};
-pub use read::{Bundle, Checked, Have, Missing, NoSlot, Report, ThisBox};
+pub use read::{Bundle, Checked, Have, Missing, NoSlot, Report, ThisBox, head_digest};
 pub use refusal::Refusal;
 pub use rewrite::{Keep, rewrite};
 pub use sign::{Request, RequestKind, Signer};

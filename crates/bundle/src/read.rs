@@ -9,7 +9,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use zstd_safe::DCtx;
 
 use crate::chunks::{Chunk, ENTRY, read_index};
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::format::{Contents, Envelope, MAGIC};
 use crate::lanes::{Feed, hashed, in_order};
 use crate::limits::{MAX_CHUNKS, MAX_ENVELOPE, MAX_MANIFEST};
@@ -170,6 +170,23 @@ impl<R: Read + Seek> Bundle<R> {
     }
 }
 
+/// The digest of everything that [`Bundle::open`] reads, with nothing of it looked at but lengths: whether two readings of
+/// a file, one of which was done where it can harm nobody, have met the same bytes.
+///
+/// # Errors
+/// This is not a bundle, it is cut off, or the reader fails.
+pub fn head_digest(reader: &mut (impl Read + Seek)) -> Result<Digest, Refusal> {
+    reader.seek(SeekFrom::Start(0))?;
+    let mut hasher = Hasher::default();
+    hasher.update(&bytes(reader, MAGIC.len())?);
+    for (most, what) in [(MAX_MANIFEST, "the manifest"), (MAX_ENVELOPE, "the envelope"), (MAX_CHUNKS, "the contents")] {
+        let section = section(reader, most, what)?;
+        hasher.update(&(section.len() as u64).to_le_bytes());
+        hasher.update(&section);
+    }
+    Ok(hasher.finish())
+}
+
 /// Bytes behind their length.
 fn section(reader: &mut impl Read, max: usize, what: &'static str) -> Result<Vec<u8>, Refusal> {
     let mut len = [0; 4];
@@ -195,7 +212,7 @@ fn image_indices(reader: &mut impl Read, image: &Image) -> Result<[Vec<Chunk>; 3
     let mut one = |(name, part): (PartName, &Part)| {
         let index = bytes(reader, part.chunks as usize * ENTRY)?;
         if Digest::of(&index) != part.index_sha256 {
-            return Err(Refusal::damaged(format!("the index of the {name} image")));
+            return Err(Refusal::damaged(format!("the index of the {name} image is not what was signed")));
         }
         read_index(&index, part.bytes).map_err(|why| Refusal::damaged(format!("the index of the {name} image: {why}")))
     };
@@ -275,7 +292,7 @@ impl<R: Read + Seek> Checked<R> {
         self.reader.seek(SeekFrom::Start(self.sbom_at))?;
         let sbom = bytes(&mut self.reader, usize::try_from(len).map_err(|_| Refusal::Truncated)?)?;
         if Digest::of(&sbom) != sha256 {
-            return Err(Refusal::damaged("the bill of materials"));
+            return Err(Refusal::damaged("its bill of materials is not what was signed"));
         }
         Ok(sbom)
     }
@@ -472,7 +489,7 @@ impl<R: Read + Seek> Checked<R> {
 
 fn is_stored(chunk: &Chunk, stored: &[u8]) -> Result<(), Refusal> {
     if Digest::of(stored) != chunk.stored {
-        return Err(Refusal::damaged(format!("chunk {}", chunk.stored)));
+        return Err(Refusal::damaged(format!("a piece of it (chunk {}) is not what was signed", chunk.stored)));
     }
     Ok(())
 }

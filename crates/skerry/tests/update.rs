@@ -107,6 +107,7 @@ impl Machine {
         );
         fs::write(machine.at().join("disk"), disk(std::env::consts::ARCH)).unwrap();
         fs::create_dir_all(machine.at().join("esp/EFI/Linux")).unwrap();
+        fs::create_dir(machine.at().join("efivars")).unwrap();
         fs::write(machine.at().join("esp/EFI/Linux/skerry_1.1.0.efi"), "MZ").unwrap();
         machine.settings("http://127.0.0.1:1/");
         machine.runs(1);
@@ -117,11 +118,16 @@ impl Machine {
         self.dir.path()
     }
 
+    /// How many the firmware has.
+    fn variables(&self) -> usize {
+        fs::read_dir(self.at().join("efivars")).unwrap().count()
+    }
+
     fn settings(&self, health_url: &str) {
         let text = "[slots]\nnames = \"for others\"\n[update]\ndisk = \"DIR/disk\"\nesp = \"DIR/esp\"\nstate = \"DIR/update\"\n\
             data = \"DIR/data\"\ntrust = \"DIR/root.json\"\nos_release = \"DIR/os-release\"\ncmdline = \"DIR/cmdline\"\n\
             admin_socket = \"DIR/data/admin.sock\"\nboot_env = \"DIR/boot.env\"\njudge = [\"touch\", \"DIR/judged\"]\n\
-            reboot = [\"touch\", \"DIR/rebooted\"]\n\
+            firmware = \"DIR/efivars\"\nreboot = [\"touch\", \"DIR/rebooted\"]\n\
             health_within_s = 60\nhealth_url = \"URL\"\n";
         let text = text.replace("DIR", &self.at().display().to_string()).replace("URL", health_url);
         fs::write(self.at().join("box.toml"), text).unwrap();
@@ -326,12 +332,16 @@ fn what_was_acknowledged_survives_a_release_that_is_left() {
     machine.update("boot");
     let address = machine.start();
     assert_eq!(machine.update("health"), "fit\n");
+    assert_eq!(machine.variables(), 0, "the firmware is told when a release stays, not before");
     assert!(machine.update("commit").contains("The new release stays"));
+    assert_eq!(machine.variables(), 1);
     assert!(get(&address, "/_matrix/client/v3/login").starts_with("HTTP/1.1 200"));
     assert_eq!((machine.users(), machine.user("user6")), (6, true));
     assert_eq!(machine.entries(), ["skerry_1.1.0.efi", "skerry_1.2.0+3.efi"]);
     assert_eq!(fs::read_to_string(machine.at().join("boot.env")).unwrap(), "SKERRY_TRIAL=0\n");
     assert!(!machine.at().join("data/checkpoints").exists());
+
+    refuses_what_was_changed(&machine, &file);
 
     // What is no step forward is refused in plain words, and written down.
     let again = machine.skerry(&format!("update --box box.toml install {file}"));
@@ -349,6 +359,20 @@ fn what_was_acknowledged_survives_a_release_that_is_left() {
     ] {
         assert!(history.contains(line), "{line}: {history}");
     }
+}
+
+/// By who reads it first; it is written down.
+fn refuses_what_was_changed(machine: &Machine, file: &str) {
+    let mut bytes = fs::read(machine.at().join(file)).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(machine.at().join("flipped.skerry"), bytes).unwrap();
+    let flipped = machine.skerry("update --box box.toml install flipped.skerry --by somebody");
+    assert!(
+        !flipped.status.success() && text(&flipped).contains("NOT DONE\nThe file is damaged"),
+        "{}",
+        text(&flipped)
+    );
+    assert!(machine.update("history").contains("a file from somebody: The file is damaged"));
 }
 
 /// Without a server, the updater takes the checkpoint itself; and a trial that never opened the data changes nothing.
@@ -471,7 +495,7 @@ fn a_machine_that_cannot_write_does_not_cost_a_good_release_its_place() {
     socket.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     let said = machine.update("health");
-    assert!(said.contains("NOT FIT: the server cannot write and read") && said.contains("goes on"), "{said}");
+    assert!(said.contains("NOT FIT: a test event does not make its way") && said.contains("goes on"), "{said}");
     // On trial it does, and so does a server that does not run, at any time.
     machine.update(&format!("install {file} --no-reboot"));
     let unfit = machine.skerry("update --box box.toml health");
@@ -483,4 +507,50 @@ fn a_machine_that_cannot_write_does_not_cost_a_good_release_its_place() {
     fs::write(machine.at().join("box.toml"), settings.replace("within_s = 60", "within_s = 0")).unwrap();
     let gone = machine.skerry("update --box box.toml health");
     assert!(!gone.status.success() && text(&gone).contains("does not run"), "{}", text(&gone));
+}
+
+fn attack(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../bundle/tests/attacks").join(name).join("update.skerry")
+}
+
+#[test]
+fn a_file_is_first_read_by_nobody_who_can_open_nothing() {
+    let root = fs::read(attack("x").parent().unwrap().parent().unwrap().with_file_name("root.json")).unwrap();
+    let believed = serde_json::json!({
+        "root": base64::Engine::encode(&base64::engine::general_purpose::STANDARD, root),
+        "site_keys": [],
+        "site_threshold": 1,
+    });
+    // Its answer has no room, so that it can be looked at: a pipe that is full.
+    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    writer.write_all(&[b' '; 4096]).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_skerry"))
+        .args(["update", "check-input", &believed.to_string()])
+        .stdin(fs::File::open(attack("unsigned")).unwrap())
+        .stdout(writer)
+        .spawn()
+        .unwrap();
+    let proc = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", child.id())).unwrap_or_default();
+    let words = |text: &str, line: &str| -> Vec<String> {
+        let line = text.lines().find_map(|one| one.strip_prefix(line)).unwrap_or_default();
+        line.split_whitespace().map(str::to_owned).collect()
+    };
+    let until = Instant::now() + Duration::from_secs(120);
+    while words(&proc("limits"), "Max cpu time").first().is_none_or(|limit| limit != "3600") {
+        assert!(Instant::now() < until, "{}", proc("limits"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let (status, limits) = (proc("status"), proc("limits"));
+    assert_eq!(words(&status, "NoNewPrivs:"), ["1"]);
+    assert_eq!(words(&status, "CapEff:"), ["0000000000000000"]);
+    assert_ne!(words(&status, "Uid:")[1], "0");
+    for nothing in ["Max open files", "Max file size", "Max core file size"] {
+        assert_eq!(words(&limits, nothing)[..2], ["0", "0"], "{nothing}");
+    }
+    // Then it says what it has to say.
+    let mut said = String::new();
+    reader.read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(said.trim().starts_with(r#"{"refused":"The release is signed by 0 of the 2 keys"#), "{said}");
 }

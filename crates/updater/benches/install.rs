@@ -43,6 +43,10 @@ impl Host for Nobody {
     fn thaw(&self) -> Result<(), String> {
         Ok(())
     }
+    fn kept_floor(&self) -> u64 {
+        0
+    }
+    fn keep_floor(&self, _: u64) {}
     fn start_silent(&self, _: bool) -> io::Result<()> {
         Ok(())
     }

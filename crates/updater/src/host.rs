@@ -27,6 +27,11 @@ pub trait Host {
     /// # Errors
     /// It cannot be read.
     fn store_format(&self) -> io::Result<u32>;
+    /// The lowest security version that may be installed, as it is kept outside of the disk; 0 where nothing is.
+    fn kept_floor(&self) -> u64;
+    /// Keeps a floor outside of the disk, if there is such a place and it is below that. Nothing depends on it: what can be
+    /// done is done again after each good start.
+    fn keep_floor(&self, floor: u64);
     /// Whether a trial may have changed the data since [`Host::clear`].
     ///
     /// # Errors

@@ -112,6 +112,14 @@ impl Updater<'_> {
         Ok((checked, plan, have))
     }
 
+    /// Writes down that a file was not taken, where somebody else has looked at it.
+    ///
+    /// # Errors
+    /// The journal cannot be written.
+    pub fn refused(&self, by: &str, why: &str) -> Result<(), Error> {
+        self.step(&mut self.journal()?, Event::Refused, &format!("a file from {by}: {why}"))
+    }
+
     /// A second person says that the staged release is the one they want.
     ///
     /// # Errors
@@ -229,7 +237,7 @@ impl Updater<'_> {
     ) -> Result<(Plan, RunningChunks<'_>), Error> {
         let this = ThisBox {
             arch: self.settings.arch,
-            floor: journal.floor,
+            floor: self.floor(journal),
             security_version: journal.running.security_version,
             store_format: self.host.store_format()?,
         };

@@ -96,6 +96,11 @@ impl Updater<'_> {
         Ok(journal.unwrap_or_else(|| Journal::new(self.settings.factory.clone())))
     }
 
+    /// The lowest security version that may be installed: the highest that the data partition or the firmware knows.
+    pub fn floor(&self, journal: &Journal) -> u64 {
+        journal.floor.max(self.host.kept_floor())
+    }
+
     /// The history, checked.
     ///
     /// # Errors

@@ -140,6 +140,7 @@ impl Updater<'_> {
         }
         if journal.running.version == self.booted.version {
             self.renew_tries(&journal)?;
+            self.host.keep_floor(journal.floor);
         }
         Ok(on_trial)
     }
@@ -191,10 +192,11 @@ impl Updater<'_> {
         if entries.iter().all(Entry::is_bad) && !self.deserves_a_turn(other, &entries) {
             return not(format!("Release {version} in the other slot cannot be booted."));
         }
-        if other.security_version < journal.floor {
+        let floor = self.floor(journal);
+        if other.security_version < floor {
             return not(format!(
                 "Release {version} has security version {}, but this box has run {}: going back would bring back holes that are closed.",
-                other.security_version, journal.floor
+                other.security_version, floor
             ));
         }
         let format = self.host.store_format()?;

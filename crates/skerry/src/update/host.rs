@@ -13,6 +13,7 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use updater::Host;
 
+use super::firmware::Firmware;
 use super::settings::BoxSettings;
 
 /// What a restoration puts aside.
@@ -23,12 +24,14 @@ pub(super) struct BoxHost {
     data: PathBuf,
     socket: PathBuf,
     boot_env: PathBuf,
+    firmware: Firmware,
 }
 
 impl BoxHost {
     pub(super) fn new(settings: &BoxSettings) -> Self {
         let (data, socket, boot_env) = (&settings.data, &settings.admin_socket, &settings.boot_env);
-        Self { data: data.clone(), socket: socket.clone(), boot_env: boot_env.clone() }
+        let firmware = Firmware(settings.firmware.clone());
+        Self { data: data.clone(), socket: socket.clone(), boot_env: boot_env.clone(), firmware }
     }
 
     /// The server's answer; nothing if none runs.
@@ -85,6 +88,16 @@ impl Host for BoxHost {
 
     fn store_format(&self) -> io::Result<u32> {
         Ok(maintenance::read_format(&self.data)?.unwrap_or(maintenance::OLDEST_FORMAT))
+    }
+
+    fn kept_floor(&self) -> u64 {
+        self.firmware.floor()
+    }
+
+    fn keep_floor(&self, floor: u64) {
+        if let Err(error) = self.firmware.raise(floor) {
+            eprintln!("the firmware does not keep the floor {floor}: {error}");
+        }
     }
 
     fn touched(&self) -> io::Result<bool> {
@@ -165,7 +178,12 @@ mod tests {
     fn empty() -> (tempfile::TempDir, BoxHost) {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        let host = BoxHost { data: at("data"), socket: at("nobody.sock"), boot_env: at("run/boot.env") };
+        let host = BoxHost {
+            data: at("data"),
+            socket: at("nobody.sock"),
+            boot_env: at("run/boot.env"),
+            firmware: Firmware(at("nowhere")),
+        };
         (dir, host)
     }
 

@@ -2,8 +2,10 @@
 //! each boot.
 //!
 //! Lives here: the verbs and their wiring. Not here: what is done (the `updater` crate), where things are (settings.rs), the
-//! server and its data (host.rs), what people are shown (show.rs).
+//! server and its data (host.rs), variables of the firmware (firmware.rs), the first reading of a file (checker.rs), what people are shown (show.rs).
 
+mod checker;
+mod firmware;
 mod host;
 mod settings;
 mod show;
@@ -24,6 +26,7 @@ use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Value, json};
 use updater::{Error, FileDisk, Host as _, Journal, OsFolder, Settings, Step, Updater};
 
+use checker::Believed;
 use host::BoxHost;
 use settings::BoxSettings;
 
@@ -98,6 +101,9 @@ enum Verb {
     Boot,
     /// Is the release that runs fit to stay?
     Health,
+    /// The first reading of a file, as nobody (see checker.rs).
+    #[command(hide = true)]
+    CheckInput { believed: String },
 }
 
 /// A box, opened.
@@ -208,9 +214,11 @@ pub(crate) fn run(args: UpdateArgs) -> Result<ExitCode> {
         | Verb::Health => Access::Look,
         Verb::Install { .. } | Verb::Approve { .. } | Verb::Rollback { .. } | Verb::Policy { .. } => Access::Change,
         Verb::Boot | Verb::Commit => Access::ChangeAfterOthers,
+        Verb::CheckInput { believed } => return checker::run(believed),
     };
     let open = || Opened::new(&args.settings, access);
     match args.verb {
+        Verb::CheckInput { .. } => {}
         Verb::Boot => return Ok(boot(&args.settings)),
         Verb::Health => return health(&args.settings),
         Verb::Status => show::tell(&show::status(&open()?.updater(), args.json)?),
@@ -272,13 +280,27 @@ fn refused(json: bool, error: &Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn open_file(path: &Path) -> Result<BufReader<File>> {
-    Ok(BufReader::new(File::open(path).with_context(|| path.display().to_string())?))
+/// Opens a file and has it read where that can do no harm. Gives the file, or why it is not taken.
+fn open_file(opened: &Opened, path: &Path, progress: &mut show::Progress) -> Result<Result<File, String>> {
+    let file = File::open(path).with_context(|| path.display().to_string())?;
+    let updater = opened.updater();
+    let journal = updater.journal()?;
+    let believed = Believed::new(&updater.trust(&journal)?, updater.policy(&journal).site.as_ref());
+    let report = |percent| progress.reached(Step::Check, percent, 100);
+    Ok(match checker::first_reading(&file, &believed, report)? {
+        None => Ok(file),
+        Some(why) => Err(why),
+    })
 }
 
 fn plan(opened: &Opened, file: &Path, json: bool) -> Result<ExitCode> {
     let mut progress = show::Progress::new(json);
-    let plan = opened.updater().plan(open_file(file)?, &mut |step, done, whole| progress.reached(step, done, whole));
+    let file = open_file(opened, file, &mut progress)?;
+    let mut report = |step, done, whole| progress.reached(step, done, whole);
+    let plan = match file {
+        Ok(file) => opened.updater().plan(BufReader::new(file), &mut report),
+        Err(why) => Err(Error::Not(why)),
+    };
     progress.end();
     match plan {
         Ok(plan) => show::tell(&show::plan(&plan, json)),
@@ -289,8 +311,13 @@ fn plan(opened: &Opened, file: &Path, json: bool) -> Result<ExitCode> {
 
 fn install(opened: &Opened, file: &Path, by: &str, json: bool, reboot: bool) -> Result<ExitCode> {
     let (updater, mut progress) = (opened.updater(), show::Progress::new(json));
-    let staged = updater.stage(open_file(file)?, by, &mut |step, done, whole| progress.reached(step, done, whole));
-    let plan = match staged {
+    let file = open_file(opened, file, &mut progress)?;
+    let mut report = |step, done, whole| progress.reached(step, done, whole);
+    let plan = match file {
+        Ok(file) => updater.stage(BufReader::new(file), by, &mut report),
+        Err(why) => updater.refused(by, &why).and(Err(Error::Not(why))),
+    };
+    let plan = match plan {
         Ok(plan) => plan,
         Err(error) => {
             progress.end();
@@ -438,7 +465,7 @@ fn is_fit(settings: &BoxSettings) -> Result<(), Unfit> {
     match ask(Method::POST, "/maintenance/probe").map_err(Unfit::Release)? {
         Some((status, _)) if status.is_success() => {}
         Some((status, answer)) => {
-            return Err(Unfit::Machine(format!("the server cannot write and read: {status} {answer}")));
+            return Err(Unfit::Machine(format!("a test event does not make its way: {status} {answer}")));
         }
         None => return Err(release("the server went away")),
     }

@@ -28,6 +28,8 @@ pub(super) struct BoxSettings {
     pub(super) os_release: PathBuf,
     pub(super) cmdline: PathBuf,
     pub(super) admin_socket: PathBuf,
+    /// Where the variables of the firmware are mounted.
+    pub(super) firmware: PathBuf,
     /// What skerry.service reads.
     pub(super) boot_env: PathBuf,
     /// How often a new release is tried.
@@ -60,6 +62,7 @@ impl Default for BoxSettings {
             os_release: "/usr/lib/os-release".into(),
             cmdline: "/proc/cmdline".into(),
             admin_socket: "/run/skerry/admin.sock".into(),
+            firmware: "/sys/firmware/efi/efivars".into(),
             boot_env: "/run/skerry-update/boot.env".into(),
             tries: 3,
             keep_tries: 3,

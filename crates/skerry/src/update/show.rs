@@ -24,13 +24,14 @@ pub(super) fn status(updater: &Updater<'_>, json: bool) -> Result<String> {
             "slot": slot,
             "release": journal.state.release().map(|release| &release.version),
             "other": journal.other.as_ref().map(|other| &other.version),
-            "floor": journal.floor,
+            "floor": updater.floor(&journal),
             "newest_seen": journal.newest.as_ref().map(|newest| &newest.version),
             "failure": journal.failure,
             "history_broken": history.broken,
         });
         return Ok(format!("{status}\n"));
     }
+    let floor = updater.floor(&journal);
     let mut text = format!("runs              release {} in slot {slot}\n", updater.booted.version);
     let going_on = match journal.state.release() {
         None => "nothing is going on".to_owned(),
@@ -41,7 +42,7 @@ pub(super) fn status(updater: &Updater<'_>, json: bool) -> Result<String> {
         Some(other) => writeln!(text, "other slot        release {}", other.version)?,
         None => writeln!(text, "other slot        nothing that could be started")?,
     }
-    let _ = writeln!(text, "security version  at least {} is needed", journal.floor);
+    let _ = writeln!(text, "security version  at least {floor} is needed");
     text.push_str(&asked(&updater.policy(&journal)));
     if let Some(newest) = journal.newest.filter(|newest| newest.version != updater.booted.version) {
         let _ = writeln!(text, "newest seen       release {}", newest.version);

@@ -599,3 +599,28 @@ fn what_was_asked_for_is_written_down() {
     world.must_be_well();
     assert_eq!(world.booted, 2);
 }
+
+#[test]
+fn the_floor_is_the_highest_that_disk_or_firmware_knows() {
+    // It rises when a release stays, and not before.
+    let mut world = updated(Health::Unfit);
+    assert_eq!(world.server.kept_floor.get(), 0);
+    world.health = Health::Good;
+    world.install(bundle_of(2)).unwrap();
+    assert_eq!(world.server.kept_floor.get(), 0);
+    world.settle().unwrap();
+    assert_eq!(world.server.kept_floor.get(), 2);
+    // A data partition that is made anew knows nothing; the firmware does.
+    let mut world = World::new(ESP);
+    world.settle().unwrap();
+    world.server.kept_floor.set(3);
+    let why = world.install(bundle_of(2)).unwrap_err().to_string();
+    assert!(why.contains("security version 2, at least 3 is needed"), "{why}");
+    world.install(bundle_of(3)).unwrap();
+    // Nor does a firmware that forgets open anything.
+    let mut world = updated(Health::Good);
+    world.server.kept_floor.set(0);
+    assert!(world.updater().rollback("me").unwrap_err().to_string().contains("would bring back holes"));
+    world.settle().unwrap();
+    assert_eq!(world.server.kept_floor.get(), 2, "it is told again at each good start");
+}

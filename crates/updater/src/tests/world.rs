@@ -154,6 +154,8 @@ pub(super) struct Server {
     pub(super) deaf: Cell<bool>,
     /// What clients were told is safe.
     pub(super) promised: Cell<u64>,
+    /// What the firmware keeps.
+    pub(super) kept_floor: Cell<u64>,
 }
 
 impl Server {
@@ -180,6 +182,14 @@ impl Server {
 }
 
 impl Host for Server {
+    fn kept_floor(&self) -> u64 {
+        self.kept_floor.get()
+    }
+
+    fn keep_floor(&self, floor: u64) {
+        self.kept_floor.set(self.kept_floor.get().max(floor));
+    }
+
     fn start_silent(&self, silent: bool) -> io::Result<()> {
         self.spend_if(self.silent.get() != silent)?;
         self.silent.set(silent);
@@ -321,6 +331,7 @@ impl World {
                 refuses: Cell::default(),
                 deaf: Cell::default(),
                 promised: Cell::new(10),
+                kept_floor: Cell::default(),
             },
             power,
             image,
