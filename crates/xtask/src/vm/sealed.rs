@@ -81,7 +81,7 @@ const TPM: &[(&str, Stage)] = &[
     ("a restart opens the data without a question", Bench::restart),
     ("an update from a stick opens it, too", Bench::update_of_sealed),
     ("on another machine it stays locked until the recovery key is typed", Bench::move_disk),
-    ("which then opens it without a question", Bench::restart),
+    ("which then opens it without a question, and whose console makes another key", Bench::another_key),
 ];
 
 struct Bench {
@@ -226,6 +226,23 @@ impl Bench {
         machine.answer("open the data from now on, as it is now? (yes/no): ", "yes", LIMIT)?;
         machine.expect("the data is bound to this machine's TPM", LIMIT)?;
         self.serves(&mut machine)?;
+        machine.cut()
+    }
+
+    fn another_key(&mut self) -> Result<()> {
+        let mut machine = self.start("another-key")?;
+        machine.expect(OPENED, LIMIT)?;
+        self.serves(&mut machine)?;
+        machine.answer("recovery key of the data", "16", LIMIT)?;
+        machine.answer("The one before opens nothing any more (yes/no)", "yes", LIMIT)?;
+        machine.expect("recovery key  ", LIMIT)?;
+        let key = machine.line(LIMIT)?;
+        if key.len() != KEY_LETTERS || key == self.recovery_key {
+            bail!("this is no new key: {key}");
+        }
+        let end = key.rsplit('-').next().context("a key has groups")?;
+        machine.answer("Type its last eight letters", end, LIMIT)?;
+        machine.expect("it is kept nowhere on this box", LIMIT)?;
         machine.cut()
     }
 
