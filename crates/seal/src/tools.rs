@@ -120,8 +120,10 @@ impl Tools for ThisMachine {
 
     fn bind(&mut self, partition: &Path, key: &str) -> Result<(), Failure> {
         with_key(key, |file| {
+            // First: where another TPM holds a key for the same state, nothing would be added.
+            run(Command::new("systemd-cryptenroll").arg("--wipe-slot=tpm2").arg(partition))?;
             let mut enroll = Command::new("systemd-cryptenroll");
-            enroll.arg(format!("--unlock-key-file={}", file.display())).arg("--wipe-slot=tpm2");
+            enroll.arg(format!("--unlock-key-file={}", file.display()));
             run(enroll.args(binding(Path::new(SIGNERS))).arg(partition))
         })
     }
