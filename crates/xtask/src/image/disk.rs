@@ -28,6 +28,12 @@ const DISK_UUID: &str = "0d5a3d8e-4f0b-4c1c-9a70-736b65727279";
 const EMPTY_UUIDS: [&str; 2] = ["b0f5a3f2-3f0b-4b8e-8a6d-736b65727230", "b0f5a3f2-3f0b-4b8e-8a6d-736b65727231"];
 const ROOT_FS_UUID: &str = "6f1d9c54-8a39-4ad4-9d0c-736b65727279";
 const VERITY_UUID: &str = "a9c3f0c8-2d0c-4a0f-9f3e-736b65727279";
+/// Lies behind all other files: when it changes, and with it its length, the others keep their places. So an update of it
+/// takes no other along.
+const LAST: &str = "usr/bin/skerry";
+/// In front of every block that is hashed. It does not change from release to release, so that what stays as it is keeps its
+/// place in the tree, too: of a changed program, an update takes the changed hashes along and no others.
+const VERITY_SALT: &str = "5b1f0c8e736b65727279a4d3e27796c08f1d4b6e2a95c37f10e8d9b2466a7c35";
 const ESP_SERIAL: &str = "736B7279";
 /// Tries that a new entry has.
 const TRIES: u32 = 3;
@@ -59,12 +65,21 @@ pub(super) fn seal(tools: &Tools, root: &Root, image: &Path, verity: &Path, epoc
     }
     let time = format!("-T{epoch_s}");
     let uuid = format!("-U{ROOT_FS_UUID}");
+    let files = image.with_extension("tar");
+    let files_in = tools.inside(&files)?;
+    let first = format!("--exclude=./{LAST}");
+    let last = format!("./{LAST}");
+    let tar = ["tar", "--format=gnu", "--sort=name", "-C", &folder];
+    tools.output(&[&tar[..], &["-cf", &files_in, &first, "."]].concat())?;
+    tools.output(&[&tar[..], &["-rf", &files_in, &last]].concat())?;
+    // As the archive has them: contents in its order, then all that tells of files.
+    let layout = ["-Enoinline_data", "--tar=f", "--sort=none"];
+    let numbers = [&time, &uuid, "-Lskerry", "--all-root", "-x-1", "-b4096"];
     tools.step(
         "the root's file system",
-        &["mkfs.erofs", "-d1", &time, &uuid, "-Lskerry", "--all-root", "-x-1", "-b4096", &image_in, &folder],
+        &[&["mkfs.erofs", "-d1"], &numbers[..], &layout, &[&image_in, &files_in]].concat(),
     )?;
-    let sum = tools.output(&["sha256sum", &image_in])?;
-    let salt = sum.split_whitespace().next().context("no digest")?;
+    fs::remove_file(files)?;
     let text = tools.output(&[
         "veritysetup",
         "format",
@@ -73,7 +88,7 @@ pub(super) fn seal(tools: &Tools, root: &Root, image: &Path, verity: &Path, epoc
         "--hash-block-size",
         BLOCK_BYTES,
         "--salt",
-        salt,
+        VERITY_SALT,
         "--uuid",
         VERITY_UUID,
         &image_in,

@@ -30,6 +30,11 @@ use tools::Tools;
 
 /// The largest root that is shipped.
 const LARGEST_ROOT_BYTES: u64 = 120_000_000;
+/// The largest update that is shipped, with everything in it; and for a box that has all but a changed server.
+const LARGEST_BUNDLE_BYTES: u64 = 80_000_000;
+const LARGEST_THIN_BYTES: u64 = 12_000_000;
+/// How hard an update is packed that goes out.
+const HARDEST: u32 = 19;
 /// Formats of the database that this release reads.
 pub(crate) const STORE_FORMATS: &str = "1..1";
 
@@ -98,7 +103,7 @@ impl Recipe {
 const USAGE: &str = "\
 usage: cargo xtask image [--arch x86_64|arm64] [--version V] [--security-version N] [--hardware]
                          [--trust CHAIN] [--keys FOLDER [--enrol]] [--web FOLDER] [--programs FOLDER]
-                         [--overlay FOLDER] [--out FOLDER] [--bundle]
+                         [--overlay FOLDER] [--out FOLDER] [--bundle] [--against BUNDLE]
        cargo xtask image keys FOLDER
 
   --hardware   the kernel with every driver: racks, and virtual machines that have USB
@@ -110,6 +115,7 @@ usage: cargo xtask image [--arch x86_64|arm64] [--version V] [--security-version
   --overlay    files to be put over the root at the end
   --out        where to put it all, below target/image; without it, target/image/ARCH
   --bundle     an update of it besides, signed with the keys for trying
+  --against    the same for boxes that run the release of another bundle, without what they have (a thin bundle)
   keys         makes such a folder
 ";
 
@@ -121,6 +127,7 @@ pub(crate) fn verb(args: &[String]) -> Result<()> {
     }
     let mut recipe = Recipe::new(Arch::X86_64);
     let mut signed = false;
+    let mut against = None;
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} wants a value\n\n{USAGE}"));
@@ -129,6 +136,7 @@ pub(crate) fn verb(args: &[String]) -> Result<()> {
             "--version" => recipe.version = version(value()?)?,
             "--security-version" => recipe.security_version = value()?.parse().context("--security-version")?,
             "--bundle" => signed = true,
+            "--against" => against = Some(fs::canonicalize(value()?)?),
             "--hardware" => recipe.hardware = true,
             "--trust" => recipe.trust = Some(fs::canonicalize(value()?)?),
             "--web" => recipe.web = Some(fs::canonicalize(value()?)?),
@@ -144,12 +152,23 @@ pub(crate) fn verb(args: &[String]) -> Result<()> {
         bail!("--enrol wants --keys\n\n{USAGE}");
     }
     build(&recipe)?;
-    if !signed {
+    if !signed && against.is_none() {
         return Ok(());
     }
+    let keys = trust::ready(&dist::folder(recipe.arch))?;
     let out = recipe.bundle();
-    trust::ready(&dist::folder(recipe.arch))?.bundle(&recipe, &out, 19)?;
-    println!("{}: {:.2} MB", out.display(), fs::metadata(&out)?.len() as f64 / 1e6);
+    keys.bundle(&recipe, &out, HARDEST)?;
+    let mut made = vec![(out.clone(), LARGEST_BUNDLE_BYTES)];
+    if let Some(base) = against {
+        let thin = out.with_extension("thin.bundle");
+        keys.thin(&out, &base, &thin)?;
+        made.push((thin, LARGEST_THIN_BYTES));
+    }
+    for (file, most) in made {
+        let bytes = fs::metadata(&file)?.len();
+        let note = if bytes > most { ", MORE THAN IT SHALL HAVE" } else { "" };
+        println!("{}: {:.2} MB{note}", file.display(), bytes as f64 / 1e6);
+    }
     Ok(())
 }
 

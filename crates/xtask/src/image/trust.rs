@@ -120,6 +120,13 @@ impl Trust {
         run::step("what a box makes of it", self.skerry(&["verify", &out, "--root", "chain.txt"]))
     }
 
+    /// A bundle without what boxes have that run the release of another.
+    pub(crate) fn thin(&self, bundle: &Path, base: &Path, out: &Path) -> Result<()> {
+        let _ = fs::remove_file(out);
+        let [bundle, base, out] = [bundle, base, out].map(|path| path.display().to_string());
+        run::step("a thin bundle", self.skerry(&["thin", "--base", &base, "--out", &out, &bundle]))
+    }
+
     /// Two of the three sign; the names of their signatures.
     fn sign(&self, request: &str, what: &str) -> Result<Vec<String>> {
         let mut signatures = Vec::new();
