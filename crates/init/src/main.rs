@@ -1,6 +1,7 @@
 //! `skerry-init`: the first process of the appliance. Brings up the verified root and becomes systemd, or says what is wrong
 //! and restarts the machine, so that the boot loader counts a failed try.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -12,11 +13,15 @@ use std::time::Duration;
 use init::devices::{self, Slot};
 use init::roothash::RootHash;
 use init::verity::{SUPERBLOCK_BYTES, Superblock};
-use init::{Failure, cmdline, dm, modules, switch, watchdog};
+use init::{Failure, cmdline, coldplug, dm, modules, settings, switch, watchdog};
 use nix::sys::reboot::{RebootMode, reboot};
 
-/// Written when the image is built: the modules of the initial file system, in order.
+/// Written when the image is built: the modules that every machine needs, in order.
 const MODULES: &str = "/modules.list";
+/// Written when the image is built: drivers, and which devices they are for.
+const DRIVERS: &str = "/modules.alias";
+/// Written when the image is built: the kernel's settings.
+const SETTINGS: &str = "/sysctl.conf";
 /// Written when the image is built: the kernel's command line.
 const LINE_AS_MADE: &str = "/command-line";
 /// Read by udev once it runs: after its own rules, which ask partitions for their names.
@@ -26,6 +31,8 @@ const DEV: &str = "/dev";
 const WAIT_ROUNDS: u32 = 600;
 /// A stick with the same system has to wait for disks that take longer to show up.
 const ROUNDS_FOR_DISKS: u32 = 100;
+/// Then all drivers are tried: a controller may not say what it is.
+const ROUNDS_FOR_DRIVERS: u32 = 200;
 const ROUND: Duration = Duration::from_millis(50);
 const BEFORE_RESTART: Duration = Duration::from_secs(10);
 
@@ -47,7 +54,13 @@ fn main() -> ExitCode {
 
 fn boot() -> Result<Infallible, Failure> {
     switch::mount_kernel()?;
+    tell("starts");
     restart_after_panic();
+    make_settings();
+    let table = file_or_nothing(DRIVERS);
+    let mut drivers = Drivers { table: coldplug::table(&table), devices: BTreeSet::new(), loaded: BTreeSet::new() };
+    // First of all: sums that others look for when they are loaded have processors as their devices.
+    drivers.load_for_devices();
     load_modules();
     if let Err(why) = watchdog::arm(Path::new("/dev/watchdog")) {
         say(6, &format!("no watchdog: {why}"));
@@ -55,7 +68,7 @@ fn boot() -> Result<Infallible, Failure> {
     let line = text("/proc/cmdline")?;
     cmdline::as_made(&line, &text(LINE_AS_MADE)?)?;
     let hash = cmdline::root_hash(&line)?;
-    let slot = wait_for_slot(&hash)?;
+    let slot = wait_for_slot(&hash, &mut drivers)?;
     name_partitions(&slot)?;
     say(6, &format!("root {} with {}", slot.data.display(), slot.tree.display()));
     let target = superblock(&slot.tree)?.target(&slot, &hash);
@@ -69,7 +82,8 @@ fn boot() -> Result<Infallible, Failure> {
         // Without them a recovery key is asked for, and the box is not lost.
         say(4, &why.to_string());
     }
-    say(6, "the root is verified, systemd starts");
+    switch::mount_temporary()?;
+    tell("the root is verified, systemd starts");
     switch::change_over()
 }
 
@@ -81,14 +95,57 @@ fn restart_after_panic() {
     }
 }
 
-fn load_modules() {
-    let list = match fs::read_to_string(MODULES) {
-        Ok(list) => list,
-        Err(cause) => return say(4, &format!("{MODULES}: {cause}")),
-    };
-    for module in modules::list(&list) {
-        if let Err(why) = module.load() {
+fn make_settings() {
+    for setting in settings::list(&file_or_nothing(SETTINGS)) {
+        if let Err(why) = setting.make(Path::new("/proc/sys")) {
             say(4, &why);
+        }
+    }
+}
+
+fn load_modules() {
+    for module in modules::list(&file_or_nothing(MODULES)) {
+        load(&module);
+    }
+}
+
+fn load(module: &modules::Module<'_>) {
+    if let Err(why) = module.load() {
+        say(4, &why);
+    }
+}
+
+/// Without it the boot goes on: the root may need nothing of what it says.
+fn file_or_nothing(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_else(|cause| {
+        say(4, &format!("{path}: {cause}"));
+        String::new()
+    })
+}
+
+struct Drivers<'t> {
+    table: Vec<coldplug::Driver<'t>>,
+    /// That were looked at.
+    devices: BTreeSet<String>,
+    loaded: BTreeSet<&'t str>,
+}
+
+impl Drivers<'_> {
+    /// Loads what fits the devices that have come since it was called last. Drivers bring devices.
+    fn load_for_devices(&mut self) {
+        let mut devices = coldplug::devices(Path::new("/sys"));
+        devices.retain(|device| !self.devices.contains(device));
+        if !devices.is_empty() {
+            self.load(|driver| driver.fits(&devices));
+            self.devices.append(&mut devices);
+        }
+    }
+
+    fn load(&mut self, is_wanted: impl Fn(&coldplug::Driver<'_>) -> bool) {
+        for driver in self.table.iter().filter(|driver| is_wanted(driver)) {
+            for path in driver.files.iter().filter(|path| self.loaded.insert(path)) {
+                load(&modules::Module { path, parameters: "" });
+            }
         }
     }
 }
@@ -97,16 +154,19 @@ fn text(path: &str) -> Result<String, Failure> {
     fs::read_to_string(path).map_err(|cause| Failure(format!("{path}: {cause}")))
 }
 
-fn wait_for_slot(hash: &RootHash) -> Result<Slot, Failure> {
+fn wait_for_slot(hash: &RootHash, drivers: &mut Drivers<'_>) -> Result<Slot, Failure> {
     let (sys, dev) = (Path::new("/sys"), Path::new(DEV));
     let mut rounds = 0;
-    let ready = || match devices::find(sys, dev, hash) {
-        Ok(slot) => {
-            rounds += 1;
-            let in_time = |slot: &Slot| !slot.removable || rounds > ROUNDS_FOR_DISKS;
-            slot.filter(|slot| slot.data.exists() && slot.tree.exists() && in_time(slot)).map(Ok)
+    let ready = || {
+        rounds += 1;
+        let in_time = |slot: &Slot| !slot.removable || rounds > ROUNDS_FOR_DISKS;
+        match devices::find(sys, dev, hash) {
+            Ok(Some(slot)) if slot.data.exists() && slot.tree.exists() && in_time(&slot) => return Some(Ok(slot)),
+            Ok(_) if rounds == ROUNDS_FOR_DRIVERS => drivers.load(|_| true),
+            Ok(_) => drivers.load_for_devices(),
+            Err(refused) => return Some(Err(refused)),
         }
-        Err(refused) => Some(Err(refused)),
+        None
     };
     wait_for(ready).unwrap_or_else(|| {
         let (data, tree) = (hash.data_uuid(), hash.tree_uuid());
@@ -116,10 +176,14 @@ fn wait_for_slot(hash: &RootHash) -> Result<Slot, Failure> {
 
 /// Tells udev which disk this is.
 fn name_partitions(slot: &Slot) -> Result<(), Failure> {
-    let failed = |cause: std::io::Error| Failure(format!("{RULES}: {cause}"));
-    let path = Path::new(RULES);
+    put(RULES, &devices::rules(slot))
+}
+
+fn put(path: &str, text: &str) -> Result<(), Failure> {
+    let failed = |cause: std::io::Error| Failure(format!("{path}: {cause}"));
+    let path = Path::new(path);
     fs::create_dir_all(path.parent().unwrap_or(path)).map_err(failed)?;
-    fs::write(path, devices::rules(slot)).map_err(failed)
+    fs::write(path, text).map_err(failed)
 }
 
 /// Asks until there is an answer, for half a minute.
@@ -138,6 +202,12 @@ fn superblock(tree: &Path) -> Result<Superblock, Failure> {
     let read = File::open(tree).and_then(|mut device| device.read_exact(&mut bytes));
     read.map_err(|cause| Failure(format!("reading {}: {cause}", tree.display())))?;
     Superblock::parse(&bytes)
+}
+
+/// A line for whoever looks at the console, where the kernel keeps silent about what goes well; in its log, too.
+fn tell(text: &str) {
+    say(6, text);
+    let _ = writeln!(std::io::stdout(), "skerry-init: {text}");
 }
 
 /// A line in the kernel's log, which stays readable after the change of root; on the console when there is no such log.

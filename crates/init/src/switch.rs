@@ -69,6 +69,17 @@ pub fn mount_root(device: &Path) -> Result<(), Failure> {
         .map_err(doing(format!("mounting {}", device.display())))
 }
 
+/// Mounts what every start has on the root besides: a place for temporary files, in memory. Done here, it takes no program
+/// of its own that does it.
+///
+/// # Errors
+/// When the root has no such folder.
+pub fn mount_temporary() -> Result<(), Failure> {
+    let place = format!("{SYSROOT}/tmp");
+    mount(Some("tmpfs"), place.as_str(), Some("tmpfs"), STRICT, Some("mode=1777,size=64M"))
+        .map_err(doing(format!("mounting {place}")))
+}
+
 /// Makes the verified root `/`, and becomes systemd.
 ///
 /// # Errors

@@ -1,19 +1,18 @@
 //! The unified kernel image: the kernel, an initial file system of one program and some modules, and the command line with
 //! the root hash, in one file that firmware can start and that can be signed.
 //!
-//! Lives here: putting it together. Not here: the archive's format (cpio.rs), which modules are needed by which (modules.rs).
+//! Lives here: putting it together. Not here: the initial file system (initrd.rs).
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::cpio::Archive;
-use super::modules::{self, Known};
+use super::modules::Known;
 use super::packages::Packages;
 use super::tools::Tools;
 use super::tree::Root;
-use super::{Arch, Recipe, list};
+use super::{Arch, Recipe, initrd, list};
 
 pub(super) fn unified(
     tools: &Tools,
@@ -28,12 +27,8 @@ pub(super) fn unified(
     let packages = Packages { all: Vec::new(), release: release.clone() };
     let known = Known::read(tools, &packages, root)?;
     let initrd = folder.join("initrd.cpio");
-    let mut wanted = list("modules-initrd.txt")?;
-    if recipe.hardware {
-        wanted.extend(list("modules-initrd-hardware.txt")?);
-    }
     let words = command_line(recipe.arch, &list("command-line.txt")?, root_hash);
-    fs::write(&initrd, initial(tools, &known.chosen(&wanted), &known, programs, &words, folder)?)?;
+    fs::write(&initrd, initrd::write(tools, recipe, &known, programs, &words, folder)?)?;
     let line = folder.join("command-line.txt");
     fs::write(&line, &words)?;
     let stub = root.efi.join("usr/lib/systemd/boot/efi").join(stub(recipe.arch));
@@ -70,44 +65,6 @@ fn release(root: &Root) -> Result<String> {
     let entries = fs::read_dir(root.kernel.join("usr/lib/modules"))?;
     let mut names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     names.next().context("no kernel")
-}
-
-/// The initial file system: our program, the modules that find the root, and their order; the command line once more, to
-/// be compared with the one that the kernel got.
-fn initial(
-    tools: &Tools,
-    chosen: &[String],
-    known: &Known,
-    programs: &Path,
-    command_line: &str,
-    folder: &Path,
-) -> Result<Vec<u8>> {
-    let place = folder.join("initrd-modules");
-    fs::create_dir_all(&place)?;
-    let mut files = Vec::new();
-    for path in chosen {
-        let file = known.file(path);
-        let copy = place.join(file.file_name().context("no name")?);
-        fs::copy(file, &copy)?;
-        files.push(copy);
-    }
-    modules::unpack(tools, &files)?;
-    let mut archive = Archive::default();
-    archive.folder("dev");
-    archive.device("dev/console", 0o600, 5, 1);
-    let program = programs.join("skerry-init");
-    archive.file("init", 0o755, &fs::read(&program).with_context(|| program.display().to_string())?);
-    archive.folder("modules");
-    let mut order = String::new();
-    for file in &files {
-        let file = modules::unpacked(file)?;
-        let name = format!("modules/{}", file.file_name().context("no name")?.to_string_lossy());
-        archive.file(&name, 0o644, &fs::read(&file)?);
-        order.push_str(&format!("/{name}\n"));
-    }
-    archive.file("modules.list", 0o644, order.as_bytes());
-    archive.file("command-line", 0o644, command_line.as_bytes());
-    Ok(archive.end())
 }
 
 fn command_line(arch: Arch, words: &[String], root_hash: &str) -> String {

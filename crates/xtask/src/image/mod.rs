@@ -2,12 +2,13 @@
 //! consists of. The recipe's lists and files lie in `image/`; what they hold is data, how it is put together is here.
 //!
 //! Lives here: the verb, its choices, and the order of the steps. Not here: the tools (tools.rs), packages (packages.rs), the
-//! root (tree.rs), kernel and initial file system (kernel.rs, modules.rs, cpio.rs), the disk (disk.rs), the bill of materials
-//! (sbom.rs), keys for firmware and TPM (keys.rs, efi.rs), keys for trying (trust.rs).
+//! root (tree.rs), kernel and initial file system (kernel.rs, initrd.rs, modules.rs, cpio.rs), the disk (disk.rs), the bill
+//! of materials (sbom.rs), keys for firmware and TPM (keys.rs, efi.rs), keys for trying (trust.rs).
 
 mod cpio;
 mod disk;
 mod efi;
+mod initrd;
 mod kernel;
 pub(crate) mod keys;
 mod modules;
@@ -295,7 +296,15 @@ mod tests {
 
     #[test]
     fn every_list_of_the_recipe_is_there_and_says_something() {
-        for name in ["packages.txt", "programs.txt", "remove.txt", "masked.txt", "modules.txt", "command-line.txt"] {
+        for name in [
+            "packages.txt",
+            "programs.txt",
+            "remove.txt",
+            "remove-lines.txt",
+            "masked.txt",
+            "modules.txt",
+            "command-line.txt",
+        ] {
             assert!(!list(name).unwrap().is_empty(), "{name}");
         }
     }

@@ -20,7 +20,15 @@ pub(super) struct Known {
     /// What each needs, by path.
     needs: BTreeMap<String, Vec<String>>,
     built_in: BTreeSet<String>,
+    /// By a module's name: what the devices that it drives call themselves.
+    devices: BTreeMap<String, Vec<String>>,
 }
+
+/// Buses whose devices say what fits them, as names of modules begin.
+const BUSES: &[&str] = &[
+    "acpi", "cpu", "hid", "i2c", "ipmi", "mmc", "nvme", "of", "pci", "platform", "scsi", "sdio", "usb", "virtio",
+    "vmbus", "xen",
+];
 
 impl Known {
     pub(super) fn read(tools: &Tools, packages: &Packages, root: &Root) -> Result<Self> {
@@ -31,27 +39,42 @@ impl Known {
         }
         let read = |name: &str| fs::read_to_string(folder.join(name)).with_context(|| name.to_owned());
         let built_in = read("modules.builtin")?.lines().map(name_of).collect();
-        Ok(Self { needs: needs(&read("modules.dep")?), built_in, folder })
+        Ok(Self { needs: needs(&read("modules.dep")?), built_in, devices: devices(&read("modules.alias")?), folder })
     }
 
     /// The modules that are wanted, each behind what it needs. What this kernel has not is left out.
     pub(super) fn chosen(&self, wanted: &[String]) -> Vec<String> {
-        let mut chosen = Vec::new();
-        for wish in wanted {
-            let hits: Vec<&String> = if let Some(folder) = wish.strip_suffix('/') {
-                let start = format!("kernel/{folder}/");
-                self.needs.keys().filter(|path| path.starts_with(&start)).collect()
-            } else {
-                self.needs.keys().filter(|path| name_of(path) == name_of(wish)).collect()
-            };
-            if hits.is_empty() && !self.built_in.contains(&name_of(wish)) {
-                println!("   this kernel has no {wish}");
-            }
-            for path in hits {
-                self.add(path, &mut chosen);
-            }
+        self.with_needs(&wanted.iter().flat_map(|wish| self.named(wish)).collect::<Vec<_>>())
+    }
+
+    /// The modules that a line of a list names: one, or all of a folder.
+    pub(super) fn named(&self, wish: &str) -> Vec<String> {
+        if let Some(folder) = wish.strip_suffix('/') {
+            let start = format!("kernel/{folder}/");
+            self.needs.keys().filter(|path| path.starts_with(&start)).cloned().collect()
+        } else {
+            self.needs.keys().filter(|path| name_of(path) == name_of(wish)).cloned().collect()
         }
+    }
+
+    /// Says which wishes this kernel has nothing for.
+    pub(super) fn tell_missing(&self, wanted: &[String]) {
+        for wish in wanted.iter().filter(|wish| self.named(wish).is_empty() && !self.built_in.contains(&name_of(wish)))
+        {
+            println!("   this kernel has no {wish}");
+        }
+    }
+
+    /// Modules, each behind what it needs.
+    pub(super) fn with_needs(&self, paths: &[String]) -> Vec<String> {
+        let mut chosen = Vec::new();
+        paths.iter().for_each(|path| self.add(path, &mut chosen));
         chosen
+    }
+
+    /// What the devices of a module call themselves; nothing for one that is for no device.
+    pub(super) fn devices_of(&self, path: &str) -> &[String] {
+        self.devices.get(&name_of(path)).map_or(&[], Vec::as_slice)
     }
 
     fn add(&self, path: &str, chosen: &mut Vec<String>) {
@@ -83,6 +106,19 @@ fn needs(text: &str) -> BTreeMap<String, Vec<String>> {
     lines.map(|(path, needs)| (path.to_owned(), needs.split_whitespace().map(str::to_owned).collect())).collect()
 }
 
+fn devices(text: &str) -> BTreeMap<String, Vec<String>> {
+    let mut devices: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        if let (Some("alias"), Some(pattern), Some(module)) = (words.next(), words.next(), words.next())
+            && pattern.split_once([':', '*']).is_some_and(|(bus, _)| BUSES.contains(&bus))
+        {
+            devices.entry(name_of(module)).or_default().push(pattern.to_owned());
+        }
+    }
+    devices
+}
+
 /// Puts the wanted modules onto the root. Those for virtual machines are few and lie there unpacked: that saves time at
 /// every start.
 pub(super) fn install(tools: &Tools, recipe: &Recipe, packages: &Packages, root: &Root) -> Result<()> {
@@ -91,6 +127,7 @@ pub(super) fn install(tools: &Tools, recipe: &Recipe, packages: &Packages, root:
     if recipe.hardware {
         wanted.extend(list("modules-hardware.txt")?);
     }
+    known.tell_missing(&wanted);
     let chosen = known.chosen(&wanted);
     let folder = root.folder.join("usr/lib/modules").join(&packages.release);
     for path in &chosen {
@@ -134,10 +171,10 @@ pub(super) fn unpacked(path: &Path) -> Result<PathBuf> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn known() -> Known {
+    pub(in crate::image) fn known() -> Known {
         Known {
             folder: PathBuf::from("/m"),
             needs: needs(
@@ -146,6 +183,9 @@ mod tests {
                  kernel/net/a.ko:\nkernel/net/sub/b.ko: kernel/lib/rs.ko.xz\n",
             ),
             built_in: BTreeSet::from(["virtio_pci".to_owned()]),
+            devices: devices(
+                "# Aliases\nalias pci:v1d2sv* a\nalias acpi*:PNP1:* a\nalias fs-ext4 ext4\nalias devname:loop-control b\n",
+            ),
         }
     }
 
@@ -160,6 +200,12 @@ mod tests {
         check(&["dm_mod", "dm_verity"], &["dm_mod", "rs", "dm_bufio", "dm_verity"]);
         check(&["net/"], &["a", "rs", "b"]);
         check(&["virtio-pci", "unknown"], &[]);
+    }
+
+    #[test]
+    fn some_modules_are_for_devices() {
+        assert_eq!(known().devices_of("kernel/net/a.ko"), ["pci:v1d2sv*", "acpi*:PNP1:*"]);
+        assert!(known().devices_of("kernel/net/sub/b.ko").is_empty());
     }
 
     #[test]

@@ -77,6 +77,12 @@ fn take_out(root: &Path) -> Result<()> {
             remove(&path)?;
         }
     }
+    for line in list("remove-lines.txt")? {
+        let (file, part) = line.split_once(' ').with_context(|| format!("remove-lines.txt: {line}"))?;
+        let path = root.join(file);
+        let text = fs::read_to_string(&path).with_context(|| file.to_owned())?;
+        write(&path, &without_lines(&text, part).with_context(|| format!("{file} has no {part}"))?)?;
+    }
     let stay: BTreeSet<String> = list("programs.txt")?.into_iter().collect();
     for folder in ["usr/bin", "usr/sbin"] {
         for path in sorted(&root.join(folder))? {
@@ -88,6 +94,12 @@ fn take_out(root: &Path) -> Result<()> {
     clear_set_id(root)?;
     fs::create_dir_all(root.join("var"))?;
     Ok(())
+}
+
+/// The text without the lines that have a part; nothing if there are none.
+fn without_lines(text: &str, part: &str) -> Option<String> {
+    let stay: String = text.split_inclusive('\n').filter(|line| !line.contains(part)).collect();
+    (stay.len() < text.len()).then_some(stay)
 }
 
 /// Paths below the root that a pattern with `*` in its last parts names.
@@ -306,6 +318,12 @@ mod tests {
         ] {
             assert_eq!(name_matches(name, pattern), expected, "{name} {pattern}");
         }
+    }
+
+    #[test]
+    fn lines_go_by_what_is_in_them() {
+        assert_eq!(without_lines("one\ntwo sysctl\nthree", "sysctl").as_deref(), Some("one\nthree"));
+        assert_eq!(without_lines("one\n", "sysctl"), None);
     }
 
     #[test]
