@@ -20,7 +20,7 @@ use crate::image::Arch;
 /// How long the trial of the processor's own virtualisation may take.
 const TRIAL: Duration = Duration::from_secs(5);
 /// What firmware says when it hands over.
-const FIRMWARE_IS_UP: &str = "BdsDxe: starting";
+pub(super) const FIRMWARE_IS_UP: &str = "BdsDxe: starting";
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ports {
@@ -88,8 +88,8 @@ impl Setup {
         let mut args: Vec<String> = Vec::new();
         let mut add = |pair: [&str; 2]| args.extend(pair.map(str::to_owned));
         let (kind, processor) = match self.arch {
-            Arch::X86_64 if self.secure.is_some() => ("q35,smm=on", "Nehalem,-cx16"),
-            Arch::X86_64 => ("q35", "Nehalem,-cx16"),
+            Arch::X86_64 if self.secure.is_some() => ("q35,smm=on", "Nehalem,-cx16,model=54"),
+            Arch::X86_64 => ("q35", "Nehalem,-cx16,model=54"),
             Arch::Arm64 => ("virt", "cortex-a72"),
         };
         let (accelerator, processor) = if kvm { ("kvm", "host") } else { ("tcg,thread=multi", processor) };
@@ -100,6 +100,8 @@ impl Setup {
         // An emulated machine with two processors spends a good part of its time on keeping them in step.
         add(["-smp", if kvm { "2" } else { "1" }]);
         add(["-m", "1024"]);
+        // No drive for disks of glass, no screen that nobody sees: what is here is said here.
+        add(["-nodefaults", "-no-user-config"]);
         add(["-display", "none"]);
         add(["-uuid", "5b3f6a10-9f6e-4b43-8f7a-736b65727279"]);
         add(["-drive", &format!("if=pflash,format=raw,unit=0,readonly=on,file={code}")]);
@@ -258,9 +260,14 @@ impl Machine {
         Ok(())
     }
 
+    /// Seconds of processor that it has taken so far.
+    pub(super) fn processor_s(&self) -> Result<f64> {
+        processor_s(self.child.id()).context("the machine ended")
+    }
+
     /// How long it has run, and how much of a processor that took.
     fn work(&self) -> String {
-        let processor = processor_s(self.child.id()).map_or("?".to_owned(), |s| format!("{s:.1}"));
+        let processor = self.processor_s().map_or("?".to_owned(), |s| format!("{s:.1}"));
         format!("{:.0} s, {processor} s of processor", self.started.elapsed().as_secs_f64())
     }
 

@@ -1,13 +1,14 @@
 //! `cargo xtask vm`: the appliance under QEMU, for trying it by hand and for the journey that tests it.
 //!
 //! Lives here: the verb and its choices. Not here: the machine (machine.rs), sticks (stick.rs), its TPM (tpm.rs), the
-//! journeys (journey.rs, sealed.rs), the first login (guide.rs).
+//! journeys (journey.rs, sealed.rs), the first login (guide.rs), what a start costs (time.rs).
 
 mod guide;
 mod journey;
 mod machine;
 mod sealed;
 mod stick;
+mod time;
 mod tpm;
 
 use std::fs::{self, File};
@@ -27,6 +28,7 @@ usage: cargo xtask vm [--arch x86_64|arm64] [--hardware] [--image FILE] [--disk 
        cargo xtask vm test [--arch x86_64|arm64] [--keep]
        cargo xtask vm test --secure-boot|--tpm [--keep]
        cargo xtask vm guide [--keep]
+       cargo xtask vm time [--hardware] [--starts N] [--at-most SECONDS]
 
   --image       the image to start from; without it, the one that `cargo xtask image` has made for this processor
   --hardware    the one with the kernel for racks
@@ -40,6 +42,7 @@ usage: cargo xtask vm [--arch x86_64|arm64] [--hardware] [--image FILE] [--disk 
                 for arm64, its first stages
                 --secure-boot: in place of it, what firmware that checks signatures starts and refuses
                 --tpm: in place of it, where data opens that a TPM holds the key of
+  time          how much work a start is, from power-on until clients are answered
   guide         what the operators' guide says, done: the questions at the console, the certificate, a login in a browser
 
 The serial console is this terminal; Ctrl-A X ends the machine.
@@ -54,8 +57,8 @@ pub(crate) fn verb(args: &[String]) -> Result<()> {
             print!("{USAGE}");
             Ok(())
         }
-
         Some("guide") => guide::verb(args.get(1..).unwrap_or_default()),
+        Some("time") => time::verb(args.get(1..).unwrap_or_default()),
         Some("test") => match args.get(1).map(String::as_str) {
             Some(what @ ("--secure-boot" | "--tpm")) => sealed::verb(what, args.get(2..).unwrap_or_default()),
             _ => journey::verb(args.get(1..).unwrap_or_default()),
