@@ -27,6 +27,6 @@ impl std::fmt::Display for Failure {
 }
 
 /// Says what was being done when a call failed.
-pub(crate) fn doing<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> Failure {
+pub fn doing<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> Failure {
     move |cause| Failure(format!("{}: {cause}", what.into()))
 }

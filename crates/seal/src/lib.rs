@@ -10,17 +10,5 @@ pub mod person;
 pub mod place;
 pub mod tools;
 
-/// What went wrong, as a sentence for the console.
-#[derive(Debug)]
-pub struct Failure(pub String);
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Says what was being done when a call failed.
-pub(crate) fn doing<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> Failure {
-    move |cause| Failure(format!("{}: {cause}", what.into()))
-}
+pub use init::Failure;
+pub(crate) use init::doing;

@@ -222,10 +222,8 @@ impl Updater<'_> {
                 self.leave(journal, to, Some(checkpoint), reason)?;
                 return Ok(false);
             }
-            State::Trial { starts, .. } => {
-                if let State::Trial { starts: counted, .. } = &mut journal.state {
-                    *counted = starts + 1;
-                }
+            State::Trial { to, checkpoint, starts } => {
+                journal.state = State::Trial { to, checkpoint, starts: starts + 1 };
                 journal.store(self.state)?;
             }
             State::Idle | State::Staged { .. } | State::Fallback { .. } => {}
